@@ -1,0 +1,228 @@
+"""Token sequences into packed batches: no padding anywhere, what sequences share is there once.
+
+The sequences of a batch form a trie.  A *segment* is an edge of it: a run of tokens that one or more sequences have in
+common, behind the same *context* (the segments above it).  An instruction shared by a hundred queries, or the reranker's
+system prompt + instruction + query shared by a hundred documents, is one segment, so its tokens are computed once in
+every layer, attention included.  Equal sequences are one row.  Attention is causal, so sharing changes no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from qwen3_embedding.types import IntArray
+
+TokenIds = Sequence[int] | npt.NDArray[np.integer]
+
+MIN_SAVED_TOKENS = 16
+"""A shared run becomes a segment of its own only where it saves this many tokens; below, the bookkeeping costs more."""
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """Sequences laid end to end, with what they share stored once. T tokens, S segments, N sequences.
+
+    Segments stand in topological order: level by level (a parent before its children), within a level by
+    (context length, own length), so that segments of equal shape are neighbours and attention can run them as one.
+    """
+
+    token_ids: IntArray
+    """(T,) the ids."""
+    positions: IntArray
+    """(T,) position of each token in its sequence, from 0."""
+    segment_starts: IntArray
+    """(S + 1,) segment s is the rows ``segment_starts[s]:segment_starts[s + 1]``; none is empty."""
+    segment_parents: IntArray
+    """(S,) the segment that a segment continues, always an earlier one; -1 at the root."""
+    pooled_rows: IntArray
+    """(N,) the row of each sequence's last token, in the caller's order; equal sequences have the same row."""
+    sequence_lengths: IntArray
+    """(N,) tokens of each sequence, as if nothing was shared."""
+
+    @property
+    def n_tokens(self) -> int:
+        """T, the tokens that are computed."""
+        return len(self.token_ids)
+
+    @property
+    def n_sequences(self) -> int:
+        """N."""
+        return len(self.pooled_rows)
+
+    @property
+    def n_segments(self) -> int:
+        """S."""
+        return len(self.segment_parents)
+
+    @property
+    def n_tokens_unshared(self) -> int:
+        """The tokens that separate sequences would cost."""
+        return int(self.sequence_lengths.sum())
+
+    @cached_property
+    def segment_lengths(self) -> IntArray:
+        """(S,) own tokens of each segment."""
+        return np.diff(self.segment_starts)
+
+    @cached_property
+    def context_lengths(self) -> IntArray:
+        """(S,) tokens above each segment."""
+        return self.positions[self.segment_starts[:-1]]
+
+    def context_rows(self, segment: int) -> IntArray:
+        """Rows of all tokens above ``segment``, in order of position."""
+        parts: list[IntArray] = []
+        parent = int(self.segment_parents[segment])
+        while parent >= 0:
+            parts.append(np.arange(self.segment_starts[parent], self.segment_starts[parent + 1]))
+            parent = int(self.segment_parents[parent])
+        return np.concatenate(parts[::-1]) if parts else np.empty(0, dtype=np.int64)
+
+    def sequence_rows(self, sequence: int) -> IntArray:
+        """Rows of all tokens of one sequence, in order of position."""
+        last = int(self.pooled_rows[sequence])
+        segment = int(np.searchsorted(self.segment_starts, last, side="right")) - 1
+        own = np.arange(self.segment_starts[segment], last + 1)
+        return np.concatenate([self.context_rows(segment), own])
+
+
+def pack(
+    sequences: Sequence[TokenIds], share_prefixes: bool = True, min_saved_tokens: int = MIN_SAVED_TOKENS
+) -> PackedBatch:
+    """Pack token sequences into one batch.
+
+    Args:
+        sequences: N non-empty sequences of token ids.
+        share_prefixes: store common beginnings once. ``False`` gives one segment a sequence, for comparison.
+        min_saved_tokens: share a common beginning only where that saves at least so many tokens.
+
+    Raises:
+        ValueError: no sequence, or an empty one.
+    """
+    if len(sequences) == 0:
+        raise ValueError("nothing to pack: got no sequence, wanted at least one")
+    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+    for index, array in enumerate(arrays):
+        if array.ndim != 1 or array.size == 0:
+            raise ValueError(f"sequence {index} has shape {array.shape}; wanted a non-empty run of token ids")
+    edges = _share(arrays, min_saved_tokens) if share_prefixes and len(arrays) > 1 else _separate(arrays)
+    return _lay_out(arrays, edges)
+
+
+@dataclass(slots=True)
+class _Edges:
+    """The trie before it is laid out: parallel lists, one entry a segment, parents before children."""
+
+    source: list[int]
+    """A sequence that runs through the segment."""
+    begin: list[int]
+    end: list[int]
+    parent: list[int]
+    level: list[int]
+    last_segment: list[int]
+    """(N,) the segment in which each sequence ends."""
+
+    def add(self, source: int, begin: int, end: int, parent: int) -> int:
+        self.source.append(source)
+        self.begin.append(begin)
+        self.end.append(end)
+        self.parent.append(parent)
+        self.level.append(0 if parent < 0 else self.level[parent] + 1)
+        return len(self.source) - 1
+
+
+def _separate(arrays: list[IntArray]) -> _Edges:
+    n = len(arrays)
+    return _Edges(list(range(n)), [0] * n, [len(a) for a in arrays], [-1] * n, [0] * n, list(range(n)))
+
+
+def _share(arrays: list[IntArray], min_saved: int) -> _Edges:
+    """Build the trie from the sorted sequences and the common lengths of neighbours."""
+    # Big-endian bytes sort as the ids do, and bytes compare at C speed.
+    keys = [array.astype(">u4").tobytes() for array in arrays]
+    order = sorted(range(len(arrays)), key=keys.__getitem__)
+    common = np.zeros(len(order), dtype=np.int64)  # common[i] = tokens shared by order[i - 1] and order[i]
+    for i in range(1, len(order)):
+        common[i] = _common_prefix(arrays[order[i - 1]], arrays[order[i]])
+
+    edges = _Edges([], [], [], [], [], [-1] * len(arrays))
+    stack: list[tuple[int, int, int, int]] = [(0, len(order), 0, -1)]
+    while stack:
+        low, high, depth, parent = stack.pop()
+        first = order[low]
+        if high - low == 1:
+            edges.last_segment[first] = edges.add(first, depth, len(arrays[first]), parent)
+            continue
+        shortest = int(common[low + 1 : high].min())
+        all_equal = shortest == len(arrays[first]) == len(arrays[order[high - 1]])
+        if shortest > depth and (all_equal or (shortest - depth) * (high - low - 1) >= min_saved):
+            parent = edges.add(first, depth, shortest, parent)
+            depth = shortest
+        # Sequences that are spent here end in the segment just added; the others go on, split where they part.
+        while low < high and len(arrays[order[low]]) == depth:
+            edges.last_segment[order[low]] = parent
+            low += 1
+        if low == high:
+            continue
+        cuts = [low, *(np.flatnonzero(common[low + 1 : high] <= shortest) + low + 1).tolist(), high]
+        stack.extend((a, b, depth, parent) for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+    return edges
+
+
+def _common_prefix(a: IntArray, b: IntArray) -> int:
+    n = min(len(a), len(b))
+    different = np.flatnonzero(a[:n] != b[:n])
+    return int(different[0]) if different.size else n
+
+
+def _lay_out(arrays: list[IntArray], edges: _Edges) -> PackedBatch:
+    begin, end = np.asarray(edges.begin), np.asarray(edges.end)
+    order = np.lexsort((end - begin, begin, np.asarray(edges.level)))
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    lengths = (end - begin)[order]
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    parents = np.asarray(edges.parent)[order]
+    last_segment = place[np.asarray(edges.last_segment)]
+    return PackedBatch(
+        token_ids=np.concatenate([arrays[edges.source[s]][edges.begin[s] : edges.end[s]] for s in order]),
+        positions=np.concatenate([np.arange(edges.begin[s], edges.end[s]) for s in order]),
+        segment_starts=starts.astype(np.int64),
+        segment_parents=np.where(parents < 0, -1, place[np.maximum(parents, 0)]).astype(np.int64),
+        pooled_rows=(starts[last_segment + 1] - 1).astype(np.int64),
+        sequence_lengths=np.asarray([len(array) for array in arrays], dtype=np.int64),
+    )
+
+
+def plan_batches(lengths: Sequence[int] | IntArray, max_tokens: int, shared_tokens: int = 0) -> Iterator[list[int]]:
+    """Split sequences into batches of at most ``max_tokens`` tokens, longest first.
+
+    Longest first, so that memory is at its peak in the first batch and equal lengths meet in one batch.
+
+    Args:
+        lengths: (N,) tokens of each sequence.
+        max_tokens: budget of a batch; a longer sequence gets a batch of its own.
+        shared_tokens: tokens at the beginning that all of them share; they count once a batch.
+
+    Yields:
+        Indices into ``lengths``; every index is in exactly one batch.
+    """
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens={max_tokens}; wanted at least 1")
+    sizes = np.asarray(lengths, dtype=np.int64)
+    batch: list[int] = []
+    used = shared_tokens
+    for index in np.argsort(-sizes, kind="stable").tolist():
+        own = int(sizes[index]) - shared_tokens
+        if batch and used + own > max_tokens:
+            yield batch
+            batch, used = [], shared_tokens
+        batch.append(index)
+        used += own
+    if batch:
+        yield batch
