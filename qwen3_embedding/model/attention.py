@@ -1,0 +1,231 @@
+"""The one attention seam: causal attention over a packed batch with shared prefixes.
+
+Every row attends to the rows of its own sequence up to itself: the segments above its own, then its own up to the row.
+``sdpa`` runs one scaled-dot-product call a group of equally shaped runs (no padding, no T x T mask); ``varlen`` is one
+variable-length kernel call on GPU.  Both are exact; tests hold each against the plain formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from qwen3_embedding.inputs.packing import PackedBatch
+from qwen3_embedding.types import IntArray
+
+MAX_MASKED_QUERIES = 1024
+"""Queries behind a context need a mask of queries x keys; runs longer than this are cut, so it stays small."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """B equally shaped runs: ``query_length`` rows each, attending to ``key_length`` rows each.
+
+    The queries are the last ``query_length`` of the keys, so the mask is causal aligned at the end.
+    """
+
+    begin: int
+    """First query row; the B x query_length query rows lie end to end in the query tensor."""
+    count: int
+    query_length: int
+    key_length: int
+    key_rows: Tensor | None
+    """(B * key_length,) rows of the keys, or ``None`` where they are the query rows themselves."""
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """Who attends to whom, worked out once a batch and used by every layer."""
+
+    runs: tuple[Run, ...]
+    n_queries: int
+    query_rows: Tensor | None
+    """(R,) rows of the batch that ask, or ``None`` for all of them in order."""
+    key_rows: Tensor | None
+    """(sum of key lengths,) key rows of all runs end to end, for the variable-length kernel; ``None``: all in order."""
+    query_starts: Tensor
+    """(runs + 1,) int32 bounds of the runs among the queries."""
+    key_starts: Tensor
+    """(runs + 1,) int32 bounds of the runs among the keys."""
+    max_query_length: int
+    max_key_length: int
+
+
+def plan_all(batch: PackedBatch, device: torch.device) -> AttentionPlan:
+    """The plan in which every row of the batch asks."""
+    blocks: list[_Block] = []
+    shapes = np.stack([batch.context_lengths, batch.segment_lengths], axis=1)
+    for first, last in _equal_stretches(shapes):
+        context, own = (int(n) for n in shapes[first])
+        segments = np.arange(first, last)
+        rows = None if context == 0 else _key_matrix(batch, segments, context, own)
+        blocks.append(_Block(int(batch.segment_starts[first]), last - first, own, context + own, rows))
+    return _plan(blocks, batch.n_tokens, None, device)
+
+
+def plan_rows(batch: PackedBatch, rows: IntArray, device: torch.device) -> AttentionPlan:
+    """The plan in which only ``rows`` ask, each one query: what the last layer needs for pooling.
+
+    ``rows`` must each be the last of its segment (as pooled rows are), and ordered by position, so that equal key lengths
+    are neighbours.
+    """
+    blocks: list[_Block] = []
+    lengths = batch.positions[rows] + 1
+    segments = np.searchsorted(batch.segment_starts, rows, side="right") - 1
+    for first, last in _equal_stretches(lengths[:, None]):
+        length = int(lengths[first])
+        keys = np.empty((last - first, length), dtype=np.int64)
+        contexts = batch.context_lengths[segments[first:last]]
+        for context in np.unique(contexts).tolist():
+            keys[contexts == context] = _key_matrix(
+                batch, segments[first:last][contexts == context], context, length - context
+            )
+        blocks.append(_Block(first, last - first, 1, length, keys))
+    return _plan(blocks, len(rows), rows, device)
+
+
+@dataclass(frozen=True)
+class _Block:
+    begin: int
+    count: int
+    query_length: int
+    key_length: int
+    key_rows: IntArray | None
+
+
+def _equal_stretches(shapes: IntArray) -> Iterator[tuple[int, int]]:
+    """Half-open stretches of equal consecutive rows."""
+    changes = np.flatnonzero((shapes[1:] != shapes[:-1]).any(axis=1)) + 1
+    bounds = [0, *changes.tolist(), len(shapes)]
+    return zip(bounds[:-1], bounds[1:], strict=True)
+
+
+def _key_matrix(batch: PackedBatch, segments: IntArray, context: int, own: int) -> IntArray:
+    keys = np.empty((len(segments), context + own), dtype=np.int64)
+    keys[:, context:] = batch.segment_starts[segments][:, None] + np.arange(own)
+    if context == 0:
+        return keys
+    parents, inverse = np.unique(batch.segment_parents[segments], return_inverse=True)
+    for number, parent in enumerate(parents.tolist()):
+        own_rows = np.arange(batch.segment_starts[parent], batch.segment_starts[parent + 1])
+        keys[inverse == number, :context] = np.concatenate([batch.context_rows(parent), own_rows])
+    return keys
+
+
+def _plan(blocks: list[_Block], n_queries: int, query_rows: IntArray | None, device: torch.device) -> AttentionPlan:
+    def to_device(rows: IntArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(rows)).to(device, non_blocking=True)
+
+    shared = query_rows is not None or any(block.key_rows is not None for block in blocks)
+    gpu = device.type == "cuda"
+    key_rows = None
+    if shared and gpu:
+        parts = [
+            np.arange(b.begin, b.begin + b.count * b.query_length) if b.key_rows is None else b.key_rows.ravel()
+            for b in blocks
+        ]
+        key_rows = to_device(np.concatenate(parts))
+    runs = () if gpu else tuple(
+        Run(b.begin, b.count, b.query_length, b.key_length, None if b.key_rows is None else to_device(b.key_rows.ravel()))
+        for b in blocks
+    )
+    counts = [b.count for b in blocks]
+    query_lengths = np.repeat([b.query_length for b in blocks], counts)
+    key_lengths = np.repeat([b.key_length for b in blocks], counts)
+    return AttentionPlan(
+        runs=runs,
+        n_queries=n_queries,
+        query_rows=None if query_rows is None else to_device(query_rows),
+        key_rows=key_rows,
+        query_starts=to_device(np.concatenate([[0], np.cumsum(query_lengths)]).astype(np.int32)),
+        key_starts=to_device(np.concatenate([[0], np.cumsum(key_lengths)]).astype(np.int32)),
+        max_query_length=int(query_lengths.max()),
+        max_key_length=int(key_lengths.max()),
+    )
+
+
+Attention = Callable[[Tensor, Tensor, Tensor, AttentionPlan], Tensor]
+"""(query_RHd, key_TKd, value_TKd, plan) -> out_RHd."""
+
+
+def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
+    """The kernel for a device: variable-length attention on CUDA in half precision, per-run SDPA elsewhere."""
+    if device.type == "cuda" and dtype in (torch.bfloat16, torch.float16):
+        return varlen
+    return sdpa
+
+
+def sdpa(query_RHd: Tensor, key_TKd: Tensor, value_TKd: Tensor, plan: AttentionPlan) -> Tensor:
+    """One scaled-dot-product call a group of equal runs."""
+    if not plan.runs:
+        raise ValueError("this plan was made for the variable-length kernel; make it on the device that runs it")
+    outputs = [_run(query_RHd, key_TKd, value_TKd, run) for run in plan.runs]
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+
+
+def _run(query_RHd: Tensor, key_TKd: Tensor, value_TKd: Tensor, run: Run) -> Tensor:
+    end = run.begin + run.count * run.query_length
+    query = _heads_first(query_RHd[run.begin : end], run.count)
+    if run.key_rows is None:
+        key, value = key_TKd[run.begin : end], value_TKd[run.begin : end]
+    else:
+        key, value = key_TKd[run.key_rows], value_TKd[run.key_rows]
+    key, value = _heads_first(key, run.count), _heads_first(value, run.count)
+    gqa = query.shape[1] != key.shape[1]
+    if run.query_length in (1, run.key_length):
+        causal = run.query_length > 1
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=causal, enable_gqa=gqa)
+    else:
+        out = _behind_context(query, key, value, gqa)
+    return out.transpose(1, 2).reshape(-1, query.shape[1], query.shape[3])
+
+
+def _heads_first(rows: Tensor, count: int) -> Tensor:
+    """(B * L, H, d) to (B, H, L, d)."""
+    return rows.unflatten(0, (count, -1)).transpose(1, 2)
+
+
+def _behind_context(query: Tensor, key: Tensor, value: Tensor, gqa: bool) -> Tensor:
+    """Causal attention aligned at the end, for queries that are the last of the keys."""
+    context = key.shape[2] - query.shape[2]
+    parts = []
+    for begin in range(0, query.shape[2], MAX_MASKED_QUERIES):
+        chunk = query[:, :, begin : begin + MAX_MASKED_QUERIES]
+        seen = context + begin + chunk.shape[2]
+        mask = _end_aligned_mask(chunk.shape[2], seen, query.device)
+        parts.append(
+            F.scaled_dot_product_attention(chunk, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, enable_gqa=gqa)
+        )
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+
+
+@lru_cache(maxsize=256)
+def _end_aligned_mask(queries: int, keys: int, device: torch.device) -> Tensor:
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def varlen(query_RHd: Tensor, key_TKd: Tensor, value_TKd: Tensor, plan: AttentionPlan) -> Tensor:
+    """One variable-length kernel call (CUDA, bf16 or fp16); causal aligned at the end of each run."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    if plan.key_rows is not None:
+        key_TKd, value_TKd = key_TKd[plan.key_rows], value_TKd[plan.key_rows]
+    out = varlen_attn(
+        query_RHd,
+        key_TKd,
+        value_TKd,
+        plan.query_starts,
+        plan.key_starts,
+        plan.max_query_length,
+        plan.max_key_length,
+        window_size=(-1, 0),
+        enable_gqa=query_RHd.shape[1] != key_TKd.shape[1],
+    )
+    assert isinstance(out, Tensor)
+    return out
