@@ -42,3 +42,7 @@ class RemoteError(Qwen3EmbeddingError):
 
 class ConfigError(Qwen3EmbeddingError, ValueError):
     """A settings file has an unknown key or a value of the wrong type."""
+
+
+class TruncationWarning(UserWarning):
+    """Texts were longer than the model's context and were cut; the message says how many and by how much."""

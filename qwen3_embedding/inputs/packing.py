@@ -199,7 +199,12 @@ def _lay_out(arrays: list[IntArray], edges: _Edges) -> PackedBatch:
     )
 
 
-def plan_batches(lengths: Sequence[int] | IntArray, max_tokens: int, shared_tokens: int = 0) -> Iterator[list[int]]:
+def plan_batches(
+    lengths: Sequence[int] | IntArray,
+    max_tokens: int,
+    shared_tokens: int = 0,
+    groups: Sequence[int] | IntArray | None = None,
+) -> Iterator[list[int]]:
     """Split sequences into batches of at most ``max_tokens`` tokens, longest first.
 
     Longest first, so that memory is at its peak in the first batch and equal lengths meet in one batch.
@@ -208,6 +213,8 @@ def plan_batches(lengths: Sequence[int] | IntArray, max_tokens: int, shared_toke
         lengths: (N,) tokens of each sequence.
         max_tokens: budget of a batch; a longer sequence gets a batch of its own.
         shared_tokens: tokens at the beginning that all of them share; they count once a batch.
+        groups: (N,) a number for each sequence; those of a group (documents of one query) stay neighbours, longest first
+            within it, so that what they share is computed in as few batches as can be.
 
     Yields:
         Indices into ``lengths``; every index is in exactly one batch.
@@ -217,7 +224,8 @@ def plan_batches(lengths: Sequence[int] | IntArray, max_tokens: int, shared_toke
     sizes = np.asarray(lengths, dtype=np.int64)
     batch: list[int] = []
     used = shared_tokens
-    for index in np.argsort(-sizes, kind="stable").tolist():
+    order = np.argsort(-sizes, kind="stable") if groups is None else np.lexsort((-sizes, np.asarray(groups)))
+    for index in order.tolist():
         own = int(sizes[index]) - shared_tokens
         if batch and used + own > max_tokens:
             yield batch
