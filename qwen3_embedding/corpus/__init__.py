@@ -1,0 +1,1 @@
+"""Millions of documents in, shards of vectors out: streamed, deduplicated, resumable."""
