@@ -1,0 +1,1 @@
+"""Checkpoints in, one checkpoint out: linear, slerp, spherical mean, task vectors; streamed."""
