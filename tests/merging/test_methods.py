@@ -15,7 +15,7 @@ from qwen3_embedding.merging import methods
 from qwen3_embedding.merging.methods import Geometry, GeometrySums, Magnitude
 
 MERGEKIT: dict[str, Any] = json.loads((Path(__file__).parent / "mergekit.json").read_text(encoding="utf-8"))
-CLOSE = {"rtol": 1e-12, "atol": 1e-12}  # float64 sums of a few hundred terms in another order
+CLOSE: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}  # float64 sums of a few hundred terms in another order
 
 
 def tensors(count: int, spread: float = 1.0, shape: tuple[int, ...] = (12, 25)) -> list[Tensor]:
@@ -32,7 +32,8 @@ def logarithm(mean: Tensor, unit: Tensor) -> Tensor:
     cosine = torch.dot(mean, unit).clamp(-1, 1)
     across = unit - cosine * mean
     length = across.norm()
-    return torch.zeros_like(mean) if length == 0 else torch.atan2(length, cosine) * across / length
+    tangent: Tensor = torch.zeros_like(mean) if length == 0 else torch.atan2(length, cosine) * across / length
+    return tangent
 
 
 def karcher(units: list[Tensor], weights: list[float]) -> Tensor:
