@@ -22,6 +22,7 @@ VERBS = (
     "prompt",
     "info",
     "evaluate",
+    "merge",
 )
 """In the order of the help page; each is a module here with a function ``command``."""
 

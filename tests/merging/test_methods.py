@@ -38,7 +38,7 @@ def logarithm(mean: Tensor, unit: Tensor) -> Tensor:
 
 def karcher(units: list[Tensor], weights: list[float]) -> Tensor:
     """The weighted Fréchet mean, by gradient steps in the space of the vectors themselves."""
-    mean = torch.stack([w * u for w, u in zip(weights, units, strict=True)]).sum(0)
+    mean: Tensor = torch.stack([w * u for w, u in zip(weights, units, strict=True)]).sum(0)
     mean = mean / mean.norm()
     for _ in range(3000):
         step = torch.stack([w * logarithm(mean, u) for w, u in zip(weights, units, strict=True)]).sum(0)
