@@ -1,9 +1,9 @@
 """Long documents into chunks of bounded tokens, cut between sentences in any language.
 
-A sentence ends behind a sentence terminal of Unicode (property ``Sentence_Terminal``: Latin full stop, CJK 。, Arabic ؟,
-Devanagari danda …) and closing quotes behind it, or at a blank line.  The Latin full stop ends one only before white
-space, and not before a lower-case letter (UAX #29, rule SB8).  A sentence that is itself too long is cut at line breaks,
-then at white space (Thai and Lao write it between phrases), then between characters.
+A sentence ends behind a sentence terminal of Unicode (property ``Sentence_Terminal``: the Latin full stop, the Arabic
+question mark, the Devanagari danda …) and closing quotes behind it, or at a blank line.  The Latin full stop ends one
+only before white space, and not before a lower-case letter (UAX #29, rule SB8).  A sentence that is itself too long is
+cut at line breaks, then at white space (Thai and Lao write it between phrases), then between characters.
 """
 
 from __future__ import annotations

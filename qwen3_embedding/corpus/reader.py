@@ -55,6 +55,8 @@ class Document:
     """1-based line of a JSONL or CSV file, 1-based row of a columnar one, 1 for a plain-text file."""
     offset: int = 0
     """Byte at which the record begins, where the file can be entered there; else 0."""
+    fraction: float = field(default=0.0, compare=False)
+    """Of the file, how much is read, 0 to 1; for progress only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,8 @@ class Skip:
 
     row: int
     reason: str
+    offset: int = 0
+    """As in :class:`Document`."""
 
 
 @dataclass(slots=True)
@@ -83,11 +87,11 @@ class _Fields:
             if self.id_column is None:
                 self.id_column = next((name for name in _ID_NAMES if name in names), None)
 
-    def document(self, record: Mapping[str, Any], row: int, offset: int = 0) -> Document:
+    def document(self, record: Mapping[str, Any], row: int, offset: int = 0, fraction: float = 0.0) -> Document:
         """Raises ValueError, with the reason, where the record has no id or no text."""
         self.decide(record)
         parts = [self._text(record, name) for name in self.options.text_columns]
-        return Document(self._id(record, row), " ".join(part for part in parts if part), row, offset)
+        return Document(self._id(record, row), " ".join(part for part in parts if part), row, offset, fraction)
 
     def _text(self, record: Mapping[str, Any], name: str) -> str:
         value = record.get(name)
@@ -142,21 +146,21 @@ def read_file(
 
 def _read_jsonl(file: SourceFile, options: ReadOptions, start: Document | None) -> Iterator[Document | Skip]:
     fields = _Fields(file, options)
-    for row, offset, line in _lines(file, start, fields):
+    for row, offset, fraction, line in _lines(file, start, fields):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError(f"a JSON {type(record).__name__}, wanted an object")
-            yield fields.document(record, row, offset)
+            yield fields.document(record, row, offset, fraction)
         except (ValueError, RecursionError) as error:  # JSON and Unicode errors are ValueErrors
-            yield Skip(row, f"not a usable JSON record: {error}")
+            yield Skip(row, f"not a usable JSON record: {error}", offset)
 
 
-def _lines(file: SourceFile, start: Document | None, fields: _Fields) -> Iterator[tuple[int, int, bytes]]:
-    """Row, byte offset and bytes of each line from ``start`` on. A plain file is entered at the offset."""
-    with _open(file) as stream:
+def _lines(file: SourceFile, start: Document | None, fields: _Fields) -> Iterator[tuple[int, int, float, bytes]]:
+    """Row, offset, fraction read and bytes of each line from ``start`` on, where a plain file is entered."""
+    with _open(file) as (stream, fraction):
         row, offset = 0, 0
         if start is not None and file.compression == "none":
             _decide_from_first_line(stream, fields)
@@ -171,7 +175,7 @@ def _lines(file: SourceFile, start: Document | None, fields: _Fields) -> Iterato
             if row == 1 and line.startswith(b"\xef\xbb\xbf"):
                 line = b"   " + line[3:]
             if start is None or row >= start.row:
-                yield row, offset, line
+                yield row, offset, fraction(), line
             elif line.strip() and not fields.decided:
                 _decide_from(line, fields)
             offset += len(line)
@@ -194,7 +198,7 @@ def _read_csv(file: SourceFile, options: ReadOptions, start: Document | None) ->
     fields = _Fields(file, options)
     csv.field_size_limit(MAX_RECORD_BYTES)
     with (
-        _open(file) as stream,
+        _open(file) as (stream, fraction),
         io.TextIOWrapper(stream, encoding="utf-8-sig", newline="", errors="surrogateescape") as text,
     ):
         rows = csv.reader(text, delimiter="\t" if file.format == "tsv" else ",", strict=True)
@@ -212,28 +216,28 @@ def _read_csv(file: SourceFile, options: ReadOptions, start: Document | None) ->
             if values is None:
                 return
             if values and (start is None or row >= start.row):
-                yield _csv_document(fields, header, values, row)
+                yield _csv_document(fields, header, values, row, fraction())
 
 
-def _csv_document(fields: _Fields, header: list[str], values: list[str], row: int) -> Document | Skip:
+def _csv_document(fields: _Fields, header: list[str], values: list[str], row: int, fraction: float) -> Document | Skip:
     if len(values) != len(header):
         return Skip(row, f"{len(values)} fields, wanted {len(header)} as in the header")
     try:
-        return fields.document(dict(zip(header, values, strict=True)), row)
+        return fields.document(dict(zip(header, values, strict=True)), row, 0, fraction)
     except ValueError as error:
         return Skip(row, str(error))
 
 
 def _read_text(file: SourceFile, options: ReadOptions, start: Document | None) -> Iterator[Document | Skip]:
     del options, start  # a plain-text file is one document
-    with _open(file) as stream:
+    with _open(file) as (stream, _):
         raw = _torn(file, 1, lambda: stream.read(MAX_RECORD_BYTES + 1))
     if len(raw) > MAX_RECORD_BYTES:
         raise DataError(
             f"{file.path}: more than {MAX_RECORD_BYTES:,} bytes; wanted one document, or one record a line (JSONL)"
         )
     try:
-        yield Document(file.name, raw.decode("utf-8-sig"), 1)
+        yield Document(file.name, raw.decode("utf-8-sig"), 1, fraction=1.0)
     except UnicodeDecodeError as error:
         yield Skip(1, f"not UTF-8: {error}")
 
@@ -252,7 +256,7 @@ def _read_parquet(file: SourceFile, options: ReadOptions, start: Document | None
                 row += rows
         if groups:
             batches = parquet.iter_batches(_BATCH_ROWS, row_groups=groups, columns=_wanted(fields))
-            yield from _records(batches, fields, row, first)
+            yield from _records(batches, fields, row, first, parquet.metadata.num_rows)
 
 
 def _read_arrow(file: SourceFile, options: ReadOptions, start: Document | None) -> Iterator[Document | Skip]:
@@ -271,7 +275,7 @@ def _read_arrow(file: SourceFile, options: ReadOptions, start: Document | None) 
             for batch in (whole.select(_wanted(fields)) for whole in batches)
             for at in range(0, batch.num_rows, _BATCH_ROWS)
         )
-        yield from _records(small, fields, 1, start.row if start else 1)
+        yield from _records(small, fields, 1, start.row if start else 1, None)
 
 
 def _columns(file: SourceFile, options: ReadOptions, names: list[str]) -> _Fields:
@@ -288,7 +292,9 @@ def _wanted(fields: _Fields) -> list[str]:
     return [*own, *(name for name in fields.options.text_columns if name not in own)]
 
 
-def _records(batches: Iterator[Any], fields: _Fields, row: int, first: int) -> Iterator[Document | Skip]:
+def _records(
+    batches: Iterator[Any], fields: _Fields, row: int, first: int, total: int | None
+) -> Iterator[Document | Skip]:
     for batch in batches:
         if row + batch.num_rows <= first:
             row += batch.num_rows
@@ -296,26 +302,27 @@ def _records(batches: Iterator[Any], fields: _Fields, row: int, first: int) -> I
         for record in batch.to_pylist():
             if row >= first:
                 try:
-                    yield fields.document(record, row)
+                    yield fields.document(record, row, 0, row / total if total else 0.0)
                 except ValueError as error:
                     yield Skip(row, str(error))
             row += 1
 
 
 @contextlib.contextmanager
-def _open(file: SourceFile) -> Iterator[BinaryIO]:
-    if file.compression == "gz":
-        with gzip.open(file.path, "rb") as stream:
-            yield cast(BinaryIO, stream)
-    elif file.compression == "xz":
-        with lzma.open(file.path, "rb") as xz:
-            yield cast(BinaryIO, xz)
-    elif file.compression == "zst":
-        with pa.input_stream(str(file.path), compression="zstd") as raw, io.BufferedReader(raw, 1 << 20) as buffered:
-            yield buffered
-    else:
-        with file.path.open("rb", buffering=1 << 20) as plain:
-            yield plain
+def _open(file: SourceFile) -> Iterator[tuple[BinaryIO, Callable[[], float]]]:
+    """The decompressed stream of a file, and how much of the file is read."""
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(file.path.open("rb", buffering=1 << 20))
+        size = max(1, file.path.stat().st_size)
+        stream: BinaryIO = raw
+        if file.compression == "gz":
+            stream = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=raw)))
+        elif file.compression == "xz":
+            stream = cast(BinaryIO, stack.enter_context(lzma.LZMAFile(raw)))
+        elif file.compression == "zst":
+            inner = stack.enter_context(pa.input_stream(raw, compression="zstd"))
+            stream = stack.enter_context(io.BufferedReader(inner, 1 << 20))
+        yield stream, lambda: raw.tell() / size
 
 
 def _torn(file: SourceFile, row: int, read: Callable[[], Any]) -> Any:
