@@ -18,11 +18,14 @@ VERBS = (
     "rerank",
     "index",
     "search",
+    "encode",
     "verify",
     "prompt",
     "info",
+    "serve",
     "evaluate",
     "merge",
+    "mine",
 )
 """In the order of the help page; each is a module here with a function ``command``."""
 

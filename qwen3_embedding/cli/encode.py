@@ -1,0 +1,79 @@
+"""``qwen3-embedding encode``: a corpus into shards of vectors, resumable."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from qwen3_embedding.types import PRECISIONS
+
+
+def command(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the shards and manifest.json.")],
+    source: Annotated[
+        Path | None, typer.Argument(help="JSONL, CSV, TSV (.gz, .xz, .zst), Parquet, Arrow, or a folder.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Folder, hub id, or bundled name of the embedder.")] = "nano-embedding",
+    text_column: Annotated[
+        list[str] | None, typer.Option(help="Column of the text (default: text); more are joined.")
+    ] = None,
+    id_column: Annotated[str | None, typer.Option(help="Column of the id; default: id, _id, else file:row.")] = None,
+    on_error: Annotated[
+        str, typer.Option(help="raise or skip: what to do with a record that cannot be read.")
+    ] = "raise",
+    instruction: Annotated[str | None, typer.Option(help="Encode as queries of this task; default: documents.")] = None,
+    dimensions: Annotated[int | None, typer.Option(help="Vector size, 32 to the model's own.")] = None,
+    precision: Annotated[str, typer.Option(help=", ".join(PRECISIONS))] = "float32",
+    chunk_tokens: Annotated[
+        int | None, typer.Option(help="Cut longer documents into chunks of at most so many tokens.")
+    ] = None,
+    chunk_overlap: Annotated[int, typer.Option(help="Tokens that neighbouring chunks may share.")] = 0,
+    window_rows: Annotated[int, typer.Option(help="Rows of a shard; what a kill can cost.")] = 8192,
+    max_tokens: Annotated[int | None, typer.Option(help="Length limit below the model's own.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    repair: Annotated[bool, typer.Option("--repair", help="Compute missing and torn shards again.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only verify every checksum of OUT; exit 1 if one is wrong.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Encode a corpus. Repeat the command to resume it, or to take in what is new, changed or gone."""
+    from qwen3_embedding.corpus.manifest import read_manifest
+
+    if check:
+        faults = read_manifest(out).check(deep=True)
+        print(json.dumps({"faults": faults}) if as_json else "\n".join(faults) or "every shard is whole")
+        raise typer.Exit(1 if faults else 0)
+    if source is None:
+        raise ValueError("no SOURCE; wanted a file or folder of documents (only --check does without)")
+
+    from qwen3_embedding.corpus.chunker import ChunkSettings
+    from qwen3_embedding.corpus.encode import EncodeSettings, VectorSettings, encode
+    from qwen3_embedding.corpus.progress import ProgressLine, summary
+    from qwen3_embedding.corpus.reader import ReadOptions
+    from qwen3_embedding.corpus.window import PlanSettings, WindowSettings
+    from qwen3_embedding.inference.embedder import Embedder
+
+    settings = EncodeSettings(
+        VectorSettings(instruction, dimensions, precision),  # type: ignore[arg-type]  # checked by the embedder
+        PlanSettings(
+            ReadOptions(tuple(text_column or ["text"]), id_column, on_error),  # type: ignore[arg-type]  # checks itself
+            ChunkSettings(chunk_tokens, chunk_overlap) if chunk_tokens else None,
+            WindowSettings(rows=window_rows),
+        ),
+        repair,
+    )
+    embedder = Embedder.from_pretrained(model, device, dtype, max_tokens=max_tokens)
+    line = ProgressLine()
+    try:
+        result = encode(source, out, embedder, settings, report=line)
+    finally:
+        line.close()
+    for name in result.ignored:
+        print(f"not read (unknown format, or text beside records): {name}", file=sys.stderr)
+    print(json.dumps(result.manifest.raw["totals"]) if as_json else summary(result))

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from qwen3_embedding.cli import main
+from qwen3_embedding.corpus.encode import Progress
+from qwen3_embedding.corpus.progress import ProgressLine, render
+from tests.corpus.support import content, repeating, write_jsonl
+
+
+def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["qwen3-embedding", "encode", *arguments])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_encode_resume_and_check(
+    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = str(write_jsonl(tmp_path / "c.jsonl", repeating(50, 40)))
+    out = str(tmp_path / "out")
+    common = (source, "--model", str(embedder_folder), "--out", out, "--device", "cpu", "--window-rows", "20")
+    assert _call(monkeypatch, *common, "--dimensions", "32", "--json") == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["rows"] == 50
+    assert "rows/s" in printed.err
+    assert {vector.shape for vector in content(tmp_path / "out").values()} == {(32,)}
+
+    assert _call(monkeypatch, *common, "--dimensions", "32") == 0
+    assert "50 rows in 3 shards" in capsys.readouterr().out
+
+    assert _call(monkeypatch, *common) == 2
+    assert "encoding.dimensions there is 32, asked for is 64" in capsys.readouterr().err
+
+    assert _call(monkeypatch, "--out", out, "--check") == 0
+    shard = tmp_path / "out" / "shard-000001.parquet"
+    shard.write_bytes(b"x" + shard.read_bytes()[1:])
+    assert _call(monkeypatch, "--out", out, "--check") == 1
+    assert "shard-000001.parquet: the checksum is another one" in capsys.readouterr().out
+
+
+def test_faults_have_exit_codes(
+    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, model = ("--out", str(tmp_path / "out")), ("--model", str(embedder_folder))
+    assert _call(monkeypatch, *out, *model) == 2
+    assert _call(monkeypatch, str(tmp_path / "none.jsonl"), *out, *model) == 3
+    assert _call(monkeypatch, str(tmp_path), *out, *model, "--chunk-tokens", "5", "--chunk-overlap", "5") == 2
+    assert "overlap=5" in capsys.readouterr().err
+
+
+def test_progress_line() -> None:
+    progress = Progress(rows=2000, computed=1500, unchanged=10, tokens=90_000, cut=1, fraction=0.25, seconds=10.0)
+    line = render(progress)
+    assert line == ("25% · 2,000 rows (500 repeats, 10 unchanged) · 201 rows/s · 9,000 tokens/s · 1 cut · 30 s left")
+    log = io.StringIO()
+    report = ProgressLine(log)
+    report(progress)
+    report(progress)
+    assert log.getvalue() == line + "\n", "a log gets a line every ten seconds"
