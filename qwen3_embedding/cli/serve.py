@@ -1,0 +1,96 @@
+"""``serve``: the HTTP server with the playground at ``/``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    embedder: Annotated[
+        list[str] | None,
+        typer.Option(help="Embedder to serve, [NAME=]SOURCE: folder, hub id or bundled name. Repeatable."),
+    ] = None,
+    reranker: Annotated[list[str] | None, typer.Option(help="Reranker to serve, [NAME=]SOURCE. Repeatable.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8080,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="[NAME=]SECRET[:TOKENS_PER_MINUTE]. Repeatable. QWEN3_EMBEDDING_API_KEYS holds several, by spaces."
+        ),
+    ] = None,
+    api_key_file: Annotated[
+        Path | None, typer.Option(help="File with one such key a line; # begins a comment.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    truncation: Annotated[
+        str | None,
+        typer.Option(help="For texts beyond the context, in every dialect: error or end. Default: the dialect's."),
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="A lower length limit than the models' own.")] = None,
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens of a batch. Default: by device.")] = None,
+    max_waiting_tokens: Annotated[int, typer.Option(help="Bound of each model's queue; past it 429.")] = 1_000_000,
+    max_items: Annotated[int, typer.Option(help="Texts of one request at most.")] = 2_048,
+    max_body_mb: Annotated[int, typer.Option(help="MiB of a request body at most.")] = 32,
+    cache_mb: Annotated[
+        int, typer.Option(help="MiB of finished vectors to keep for repeated texts; 0 keeps none.")
+    ] = 0,
+    request_timeout: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 600.0,
+    drain: Annotated[float, typer.Option(help="Seconds that accepted requests may take after SIGTERM.")] = 60.0,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning, error.")] = "info",
+) -> None:
+    """Serve models over HTTP in the dialects of OpenAI, Cohere, Jina, TEI and vLLM; playground at /.
+
+    Without --embedder and --reranker the bundled nano models are served.
+    """
+    from qwen3_embedding.optional import require
+
+    for module in ("fastapi", "uvicorn", "orjson", "prometheus_client"):
+        require(module, extra="serve")
+    from qwen3_embedding.inference.embedder import Embedder
+    from qwen3_embedding.inference.reranker import Reranker
+    from qwen3_embedding.serving.auth import Key, read_key_file
+    from qwen3_embedding.serving.queue import QueueSettings
+    from qwen3_embedding.serving.run import Address, run
+    from qwen3_embedding.serving.server import Server, load_models
+    from qwen3_embedding.serving.settings import ServerSettings, check_truncation
+
+    if not embedder and not reranker:
+        embedder, reranker = ["nano-embedding"], ["nano-reranker"]
+    given = [*(api_key or []), *os.environ.get("QWEN3_EMBEDDING_API_KEYS", "").split()]
+    given += read_key_file(api_key_file) if api_key_file else []
+    settings = ServerSettings(
+        keys=tuple(Key.parse(text, number) for number, text in enumerate(given, start=1)),
+        truncation=check_truncation(truncation),
+        max_items=max_items,
+        max_body_bytes=max_body_mb * 2**20,
+        request_timeout_s=request_timeout,
+        drain_s=drain,
+        queue=QueueSettings(
+            max_batch_tokens=max_batch_tokens or 65_536,
+            max_waiting_tokens=max_waiting_tokens,
+            cache_bytes=cache_mb * 2**20,
+        ),
+    )
+    embedders = load_models(
+        embedder or [],
+        lambda source: Embedder.from_pretrained(
+            source, device, dtype, max_tokens=max_tokens, batch_tokens=max_batch_tokens
+        ),
+    )
+    rerankers = load_models(
+        reranker or [],
+        lambda source: Reranker.from_pretrained(
+            source, device, dtype, max_tokens=max_tokens, batch_tokens=max_batch_tokens
+        ),
+    )
+    server = Server(embedders, rerankers, settings)
+    for service in server.services:
+        typer.echo(f"serving {service.name}: {service.dtype} on {service.device}", err=True)
+    typer.echo(f"playground: http://{host}:{port}/", err=True)
+    run(server, Address(host, port), log_level)

@@ -1,0 +1,71 @@
+"""The application: all routes on one server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from pydantic.json_schema import models_json_schema
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from qwen3_embedding import __version__
+from qwen3_embedding.serving import dialects
+from qwen3_embedding.serving.errors import NoSuchRouteError
+from qwen3_embedding.serving.requests import json_response
+from qwen3_embedding.serving.routes import cohere, openai, playground, rerank, tei, vllm
+from qwen3_embedding.serving.routing import MODELS
+from qwen3_embedding.serving.server import Server
+
+
+def create_app(server: Server) -> FastAPI:
+    """The ASGI application of ``server``. When it shuts down, accepted requests are answered first."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(server.close)
+
+    app = FastAPI(
+        title="qwen3-embedding",
+        version=__version__,
+        description="Qwen3 Embedding and Reranker in the dialects of OpenAI, Cohere, Jina, TEI and vLLM.",
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        lifespan=lifespan,
+    )
+    app.state.server = server
+    for dialect in (openai, cohere, rerank, tei, vllm, playground):
+        dialect.add(app, server)
+    app.add_exception_handler(HTTPException, _no_route)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return app
+
+
+async def _no_route(request: Request, error: Exception) -> Response:
+    """Paths and methods that do not exist, in OpenAI's words."""
+    status = error.status_code if isinstance(error, HTTPException) else 404
+    wording = f"no route {request.method} {request.url.path[:80]}; see /docs"
+    worded = dialects.openai(NoSuchRouteError(wording), "")
+    response = json_response(worded.body, status)
+    if isinstance(error, HTTPException) and error.headers:
+        response.headers.update(error.headers)
+    return response
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's document with the request models, which the routes read themselves, put in."""
+    document = FastAPI.openapi(app)
+    _, schemas = models_json_schema(
+        [(model, "validation") for model in MODELS.values()], ref_template="#/components/schemas/{model}"
+    )
+    components = document.setdefault("components", {})
+    components.setdefault("schemas", {}).update(schemas["$defs"])
+    if app.state.server.keys.required:
+        components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"key": []}]
+    return document

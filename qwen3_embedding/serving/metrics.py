@@ -1,0 +1,141 @@
+"""Prometheus metrics: the names of text-embeddings-inference where it has them (``te_…``), ours beside (``qwen3_…``).
+
+No label ever holds a text or a secret: callers appear by the name of their key.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from qwen3_embedding.serving.queue import BatchReport, QueueStats
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+_COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+_TOKENS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536)
+
+
+class _PlainCounters(Collector):
+    """Counters whose names do not end in ``_total``, as text-embeddings-inference has them."""
+
+    NAMES: Mapping[str, str] = {
+        "te_request_count": "Requests that ask for computation, by kind.",
+        "te_request_success": "Requests answered, by kind.",
+        "te_request_failure": "Requests refused or failed, by error.",
+        "te_embed_count": "Embedding inputs asked for.",
+        "te_embed_success": "Embedding inputs answered.",
+        "te_predict_count": "Reranking pairs asked for.",
+        "te_predict_success": "Reranking pairs answered.",
+    }
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: dict[str, dict[tuple[tuple[str, str], ...], float]] = defaultdict(lambda: defaultdict(float))
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        with self._lock:
+            self._values[name][tuple(sorted(labels.items()))] += amount
+
+    def collect(self) -> Iterator[Metric]:
+        with self._lock:
+            values = {name: dict(rows) for name, rows in self._values.items()}
+        for name, help_text in self.NAMES.items():
+            metric = Metric(name, help_text, "unknown")
+            for labels, value in (values.get(name) or {(): 0.0}).items():
+                metric.add_sample(name, dict(labels), value)
+            yield metric
+
+
+class _QueueGauges(Collector):
+    """Reads the queues at the moment of the scrape."""
+
+    def __init__(self) -> None:
+        self.queues: dict[str, Callable[[], QueueStats]] = {}
+
+    FIELDS: Mapping[str, tuple[str, str, str]] = {
+        "qwen3_queue_waiting_tokens": ("waiting_tokens", "gauge", "Tokens that wait."),
+        "qwen3_queue_running_tokens": ("running_tokens", "gauge", "Tokens of the running batch."),
+        "qwen3_tokens_per_second": ("tokens_per_second", "gauge", "Speed of the last batches while they ran."),
+        "qwen3_cache_bytes": ("cache_bytes", "gauge", "Size of the cache of finished rows."),
+        "qwen3_batches": ("batches", "counter", "Batches computed."),
+        "qwen3_computed_tokens": ("computed_tokens", "counter", "Tokens computed; shared beginnings once a batch."),
+        "qwen3_joined_inputs": ("joined", "counter", "Inputs answered by a row that was under way for another."),
+        "qwen3_cache_hits": ("cache_hits", "counter", "Inputs answered from the cache."),
+        "qwen3_worker_restarts": ("restarts", "counter", "Workers that died and were replaced."),
+        "qwen3_nonfinite_rows": ("recomputed_rows", "counter", "Rows that were not finite at first."),
+    }
+
+    def collect(self) -> Iterator[Metric]:
+        stats = {model: read() for model, read in self.queues.items()}
+        size = Metric("te_queue_size", "Inputs that wait, all models.", "gauge")
+        size.add_sample("te_queue_size", {}, sum(stat.waiting_sequences for stat in stats.values()))
+        yield size
+        for name, (field, kind, help_text) in self.FIELDS.items():
+            metric = Metric(name, help_text, kind)
+            sample = f"{name}_total" if kind == "counter" else name
+            for model, stat in stats.items():
+                metric.add_sample(sample, {"model": model}, getattr(stat, field))
+            yield metric
+
+
+class Metrics:
+    """The metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._plain = _PlainCounters()
+        self._queues = _QueueGauges()
+        registry.register(self._plain)
+        registry.register(self._queues)
+
+        def seconds(name: str, text: str) -> Histogram:
+            return Histogram(name, text, registry=registry, buckets=_SECONDS)
+
+        self.request_duration = seconds("te_request_duration", "Seconds from a request's arrival to its answer.")
+        self.tokenization_duration = seconds(
+            "te_request_tokenization_duration", "Seconds of turning texts into tokens."
+        )
+        self.queue_duration = seconds("te_request_queue_duration", "Seconds from the submission to the first batch.")
+        self.inference_duration = seconds(
+            "te_request_inference_duration", "Seconds from the first batch to the last row."
+        )
+        self.input_length = Histogram(
+            "te_request_input_length", "Tokens of an input.", registry=registry, buckets=_TOKENS
+        )
+        self.batch_size = Histogram("te_batch_next_size", "Sequences of a batch.", registry=registry, buckets=_COUNTS)
+        self.batch_tokens = Histogram("te_batch_next_tokens", "Tokens of a batch.", registry=registry, buckets=_TOKENS)
+        self.batch_seconds = Histogram(
+            "qwen3_batch_duration", "Seconds of a batch.", ["model"], registry=registry, buckets=_SECONDS
+        )
+        self.requests = Counter(
+            "qwen3_requests", "Requests by route and status.", ["route", "status"], registry=registry
+        )
+        self.tokens = Counter(
+            "qwen3_tokens", "Tokens asked for, by model and caller.", ["model", "caller"], registry=registry
+        )
+        self.truncated = Counter("qwen3_truncated_inputs", "Inputs that were cut.", ["model"], registry=registry)
+        self.in_flight = Gauge("qwen3_requests_in_flight", "Requests being answered.", registry=registry)
+
+    def watch(self, model: str, read: Callable[[], QueueStats]) -> None:
+        """Show a queue from now on."""
+        self._queues.queues[model] = read
+
+    def batch(self, model: str, report: BatchReport) -> None:
+        """A batch was computed."""
+        self.batch_size.observe(report.sequences)
+        self.batch_tokens.observe(report.tokens)
+        self.batch_seconds.labels(model).observe(report.seconds)
+
+    def count(self, name: str, amount: float = 1, **labels: str) -> None:
+        """Add to one of the counters that are named as text-embeddings-inference names them."""
+        self._plain.add(name, amount, **labels)
+
+    def render(self) -> bytes:
+        """The text exposition format."""
+        return generate_latest(self.registry)

@@ -1,0 +1,304 @@
+"""What every route does around its own work: key, body, limits, the client that leaves, headers, log line."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, Protocol, TypeVar
+
+import orjson
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from qwen3_embedding.serving.auth import Caller, Keys
+from qwen3_embedding.serving.dialects import Dialect
+from qwen3_embedding.serving.errors import (
+    BadRequestError,
+    ClientGoneError,
+    ComputeError,
+    DeadlineError,
+    RequestTimeoutError,
+    ServingError,
+    TooLargeError,
+)
+from qwen3_embedding.serving.metrics import Metrics
+from qwen3_embedding.serving.queue import Lane
+from qwen3_embedding.serving.services import Work
+from qwen3_embedding.serving.settings import ServerSettings
+
+log = logging.getLogger("qwen3_embedding.serving")
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_LANES = {"query": Lane.QUERY, "bulk": Lane.BULK}
+REPORTED_CUTS = 100
+"""So many cut texts are named in the header; all are counted."""
+
+Body = TypeVar("Body", bound=BaseModel)
+T = TypeVar("T")
+
+
+class Host(Protocol):
+    """What this module needs of the server."""
+
+    settings: ServerSettings
+    keys: Keys
+    metrics: Metrics
+
+
+class Call:
+    """One request on its way through: its id, who asks, and what it took."""
+
+    def __init__(self, host: Host, request: Request, route: str) -> None:
+        self.host = host
+        self.request = request
+        self.route = route
+        self.began = time.monotonic()
+        given = request.headers.get("x-request-id", "")
+        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.work = Work(Caller("unknown"))
+        self.ignored: list[str] = []
+
+    @property
+    def wants(self) -> str:
+        """The ``Accept`` header, lower case."""
+        return self.request.headers.get("accept", "").lower()
+
+    def admit(self) -> None:
+        """Check the key, read deadline and lane.
+
+        Raises:
+            UnauthorizedError: no key or an unknown one.
+            BadRequestError: a deadline or a lane that is none.
+        """
+        headers = self.request.headers
+        self.work = Work(self.host.keys.admit(headers))
+        self.work.deadline = self.began + self._allowed_s(headers.get("x-deadline-ms"))
+        lane = headers.get("x-priority")
+        if lane is not None:
+            if lane not in _LANES:
+                raise BadRequestError(f"X-Priority: {lane[:20]!r} is not known; use query or bulk")
+            self.work.lane = _LANES[lane]
+
+    def _allowed_s(self, deadline_ms: str | None) -> float:
+        most = self.host.settings.request_timeout_s
+        if deadline_ms is None:
+            return most
+        if not deadline_ms.isascii() or not deadline_ms.isdigit() or int(deadline_ms[:12]) < 1:
+            raise BadRequestError(f"X-Deadline-Ms: {deadline_ms[:20]!r}; wanted a whole number of milliseconds from 1")
+        return min(int(deadline_ms[:12]) / 1000, most)
+
+    def headers(self) -> dict[str, str]:
+        """Timing and truncation, in the names of text-embeddings-inference where it has them (milliseconds)."""
+        work = self.work
+        headers = {"x-request-id": self.id}
+        if work.items:
+            total = time.monotonic() - self.began
+            headers |= {
+                "x-compute-type": work.compute_type,
+                "x-compute-characters": str(work.characters),
+                "x-compute-tokens": str(work.tokens),
+                "x-compute-time": _ms(work.inference_s),
+                "x-total-time": _ms(total),
+                "x-tokenization-time": _ms(work.tokenization_s),
+                "x-queue-time": _ms(work.queue_s),
+                "x-inference-time": _ms(work.inference_s),
+                "x-truncated-count": str(len(work.cuts)),
+            }
+        if work.cuts:
+            headers["x-truncated"] = ",".join(str(cut.index) for cut in work.cuts[:REPORTED_CUTS])
+        if self.ignored:
+            headers["x-ignored-fields"] = ",".join(self.ignored)
+        return headers
+
+
+def _ms(seconds: float) -> str:
+    return str(round(seconds * 1000))
+
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+
+def endpoint(
+    host: Host, route: str, dialect: Dialect | Callable[[Call], Dialect], handle: Handler, open_to_all: bool = False
+) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+    """A route: everything around ``handle``, which gets the call and gives the answer or raises a ServingError."""
+
+    async def run(request: Request) -> Response:
+        call = Call(host, request, route)
+        host.metrics.in_flight.inc()
+        error: ServingError | None = None
+        try:
+            if not open_to_all:
+                call.admit()
+            response = await handle(call)
+        except asyncio.CancelledError:
+            raise
+        except Exception as caught:
+            error = _as_serving_error(call, caught)
+            response = _worded(call, error, dialect)
+        finally:
+            host.metrics.in_flight.dec()
+        for name, value in call.headers().items():
+            response.headers[name] = value
+        _account(call, response.status_code, error)
+        return response
+
+    return run
+
+
+def _as_serving_error(call: Call, error: Exception) -> ServingError:
+    if isinstance(error, ServingError):
+        return error
+    if isinstance(error, ClientDisconnect):
+        return ClientGoneError("the client left while it sent the body")
+    log.error(json.dumps({"event": "bug", "request_id": call.id, "route": call.route}), exc_info=error)
+    return ComputeError(f"the server failed on this request ({type(error).__name__}); its log has request id {call.id}")
+
+
+def _worded(call: Call, error: ServingError, dialect: Any) -> Response:
+    chosen: Dialect = dialect(call) if getattr(dialect, "by_call", False) else dialect
+    worded = chosen(error, call.id)
+    response = json_response(worded.body, worded.status)
+    if error.retry_after_s is not None:
+        response.headers["retry-after"] = str(max(1, math.ceil(error.retry_after_s)))
+    if error.status == 401:
+        response.headers["www-authenticate"] = "Bearer"
+    return response
+
+
+def _account(call: Call, status: int, error: ServingError | None) -> None:
+    """Metrics and one log line; neither has a text in it."""
+    work, metrics, total = call.work, call.host.metrics, time.monotonic() - call.began
+    metrics.requests.labels(call.route, str(status)).inc()
+    if work.items or error is not None:
+        metrics.request_duration.observe(total)
+        kind = "single" if work.items == 1 else "batch"
+        metrics.count("te_request_count", method=kind)
+        if error is None:
+            metrics.count("te_request_success", method=kind)
+        else:
+            metrics.count("te_request_failure", err=error.kind)
+    if work.items and error is None:
+        metrics.tokenization_duration.observe(work.tokenization_s)
+        metrics.queue_duration.observe(work.queue_s)
+        metrics.inference_duration.observe(work.inference_s)
+        metrics.tokens.labels(work.model, work.caller.name).inc(work.tokens)
+        metrics.truncated.labels(work.model).inc(len(work.cuts))
+        for length in work.lengths:
+            metrics.input_length.observe(length)
+    line: dict[str, Any] = {
+        "event": "request",
+        "request_id": call.id,
+        "route": call.route,
+        "status": status,
+        "caller": work.caller.name,
+        "total_ms": round(total * 1000, 2),
+    }
+    if work.items:
+        line |= {
+            "model": work.model,
+            "items": work.items,
+            "tokens": work.tokens,
+            "truncated": len(work.cuts),
+            "tokenization_ms": round(work.tokenization_s * 1000, 2),
+            "queue_ms": round(work.queue_s * 1000, 2),
+            "inference_ms": round(work.inference_s * 1000, 2),
+        }
+    if error is not None:
+        line["error"] = error.kind
+    log.info(json.dumps(line))
+
+
+async def read_json(call: Call) -> dict[str, Any]:
+    """The request's body as a JSON object, whatever content type it claims.
+
+    Raises:
+        TooLargeError, RequestTimeoutError, BadRequestError: too large, too slow, or not a JSON object.
+    """
+    most, patience = call.host.settings.max_body_bytes, call.host.settings.body_timeout_s
+    length = call.request.headers.get("content-length", "")
+    if length.isascii() and length.isdigit() and int(length[:19]) > most:
+        raise TooLargeError(f"the body has {length[:19]} bytes, and this server takes {most} at most")
+    try:
+        raw = await asyncio.wait_for(_collect(call.request, most), patience)
+    except TimeoutError:
+        raise RequestTimeoutError(f"the body did not arrive within {patience:g} seconds") from None
+    try:
+        parsed = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        raise BadRequestError(f"the body is not valid JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise BadRequestError(f"the body is a JSON {_json_name(parsed)}; wanted an object")
+    return parsed
+
+
+async def _collect(request: Request, most: int) -> bytes:
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most:
+            raise TooLargeError(f"the body is larger than the {most} bytes that this server takes")
+        parts.append(part)
+    return b"".join(parts)
+
+
+def parse(call: Call, raw: dict[str, Any], model: type[Body]) -> Body:
+    """The body as typed fields; what the dialect does not know is named in ``X-Ignored-Fields``.
+
+    Raises:
+        BadRequestError: a field is missing or of the wrong type.
+    """
+    try:
+        body = model.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"][:1])) or "body"
+        more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+        raise BadRequestError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}{more}", param=place) from None
+    call.ignored = [name for name in (body.model_extra or {}) if re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII)][:32]
+    return body
+
+
+async def unless_gone(call: Call, work: Coroutine[Any, Any, T]) -> T:
+    """Do the work; give it up when the client leaves or the time is over. Call it when the body has been read.
+
+    Raises:
+        ClientGoneError, DeadlineError: given up.
+    """
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(call.request))
+    left = None if call.work.deadline is None else max(call.work.deadline - time.monotonic(), 0.0)
+    try:
+        done, _ = await asyncio.wait({task, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if task in done:
+            return task.result()
+        if gone in done:
+            raise ClientGoneError("the client left before the answer was there")
+        raise DeadlineError("the answer was not there in time; ask for less at once, or allow more time")
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def json_response(body: Any, status: int = 200) -> Response:
+    """JSON, numpy arrays included."""
+    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type="application/json")
+
+
+def _json_name(value: Any) -> str:
+    names = {list: "array", str: "string", int: "number", float: "number", bool: "boolean", type(None): "null"}
+    return names[type(value)]

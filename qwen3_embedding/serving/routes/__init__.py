@@ -1,0 +1,1 @@
+"""One dialect a file: its fields, its answers, its wording of errors."""

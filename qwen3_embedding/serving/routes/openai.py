@@ -1,0 +1,134 @@
+"""OpenAI: ``/v1/embeddings`` and ``/v1/models``.
+
+Beside OpenAI's fields the route takes the role and the task (see ``serving/prompts.py``), ``precision`` and
+``truncation``; Jina's ``embedding_type`` and ``task`` mean what they mean there.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import FastAPI
+from pydantic import Field
+from starlette.responses import Response
+
+from qwen3_embedding.serving import dialects
+from qwen3_embedding.serving.answers import Encoding, check_vectors, matrix_response, vectors_from, wire
+from qwen3_embedding.serving.errors import BadRequestError, UnknownModelError
+from qwen3_embedding.serving.requests import Call, json_response
+from qwen3_embedding.serving.routing import Doc, get, post
+from qwen3_embedding.serving.schemas import TEXTS_SCHEMA, Asked, texts_of
+from qwen3_embedding.serving.server import Server
+from qwen3_embedding.serving.services import ModelService, Work
+from qwen3_embedding.types import Precision
+
+
+class EmbeddingsRequest(Asked):
+    """``POST /v1/embeddings``."""
+
+    input: Any = Field(json_schema_extra=TEXTS_SCHEMA)
+    encoding_format: Literal["float", "base64"] | None = Field(None, description="base64 is little-endian float32.")
+    dimensions: int | None = Field(None, ge=1, description="Size of the vectors; cut first, normalised after.")
+    precision: Precision | None = Field(None, description="Type of the vectors' components.")
+    embedding_type: str | list[str] | None = Field(None, description="Jina's name for precision or encoding_format.")
+    late_chunking: bool | None = Field(None, description="Not supported: this model pools its last token.")
+
+
+def add(app: FastAPI, server: Server) -> None:
+    """Add the routes."""
+
+    async def embeddings(call: Call, body: EmbeddingsRequest) -> Response:
+        service, suffix = server.embedder(body.model)
+        texts = texts_of(body.input, "input", server.settings, allow_empty_text=False)
+        encoding, precision = _form(body)
+        check_vectors(body.dimensions, precision, service.dimensions)
+        rows = await service.embed(texts, body.prompt(suffix), body.limit(server.settings), call.work)
+        vectors = vectors_from(rows, body.dimensions, precision)
+        whole = matrix_response(vectors, call.wants)
+        if whole is not None:
+            return whole
+        data = [
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(wire(vectors, encoding))
+        ]
+        answer = {"object": "list", "data": data, "model": body.model or service.name, "usage": usage(call.work)}
+        return json_response(answer | truncated(call.work))
+
+    async def models(call: Call) -> Response:
+        return json_response({"object": "list", "data": [_model(service) for service in server.services]})
+
+    async def model(call: Call) -> Response:
+        name = call.request.path_params["name"]
+        for service in server.services:
+            if name in (service.name, service.name.rpartition("/")[2]):
+                return json_response(_model(service))
+        raise UnknownModelError(f"no model is called {name!r:.80}", param="model")
+
+    paths = ("/v1/embeddings", "/embeddings")
+    post(app, server, paths, dialects.openai, EmbeddingsRequest, embeddings, Doc("OpenAI", "Embed texts", _ANSWER))
+    listing = Doc("OpenAI", "The models that are served", {"type": "object"})
+    get(app, server, ("/v1/models", "/models"), dialects.openai, models, listing)
+    get(
+        app, server, ("/v1/models/{name:path}",), dialects.openai, model, Doc("OpenAI", "One model", {"type": "object"})
+    )
+
+
+def usage(work: Work) -> dict[str, int]:
+    """What was read, end tokens and prompts included."""
+    return {"prompt_tokens": work.tokens, "total_tokens": work.tokens}
+
+
+def truncated(work: Work) -> dict[str, Any]:
+    """The texts that were cut, if any were: an extra key beside the dialect's own."""
+    if not work.cuts:
+        return {}
+    return {"truncated": [{"index": cut.index, "tokens": cut.tokens, "kept": cut.kept} for cut in work.cuts]}
+
+
+def _form(body: EmbeddingsRequest) -> tuple[Encoding, Precision]:
+    """Encoding and precision, from OpenAI's fields or Jina's."""
+    if body.late_chunking:
+        raise BadRequestError(
+            "late_chunking is not supported: this model pools its last token; embed chunks instead",
+            param="late_chunking",
+        )
+    encoding, precision = body.encoding_format, body.precision
+    kinds = [body.embedding_type] if isinstance(body.embedding_type, str) else body.embedding_type or []
+    if len(kinds) > 1:
+        raise BadRequestError(f"embedding_type={kinds}: one at a time", param="embedding_type")
+    for kind in kinds:
+        if kind in ("float", "base64"):
+            encoding = encoding or ("base64" if kind == "base64" else "float")
+        elif kind in ("int8", "uint8", "binary", "ubinary"):
+            precision = precision or kind  # type: ignore[assignment]
+        else:
+            raise BadRequestError(f"embedding_type={kind!r} is not known", param="embedding_type")
+    return encoding or "float", precision or "float32"
+
+
+def _model(service: ModelService) -> dict[str, Any]:
+    return {"id": service.name, "object": "model", "created": service.created, "owned_by": "qwen3-embedding"}
+
+
+_ANSWER = {
+    "type": "object",
+    "required": ["object", "data", "model", "usage"],
+    "properties": {
+        "object": {"const": "list"},
+        "data": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["object", "index", "embedding"],
+                "properties": {
+                    "object": {"const": "embedding"},
+                    "index": {"type": "integer"},
+                    "embedding": {"anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]},
+                },
+            },
+        },
+        "model": {"type": "string"},
+        "usage": {"type": "object"},
+        "truncated": {"type": "array", "items": {"type": "object"}},
+    },
+}

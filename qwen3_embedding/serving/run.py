@@ -1,0 +1,78 @@
+"""The process: logs, signals, uvicorn."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+
+from qwen3_embedding.serving.app import create_app
+from qwen3_embedding.serving.server import Server
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen."""
+
+    host: str = "127.0.0.1"
+    port: int = 8080
+
+
+def run(server: Server, address: Address, log_level: str = "info") -> None:
+    """Serve until SIGTERM or SIGINT; then refuse new connections, answer what was accepted, and return.
+
+    Logs are JSON lines on stderr, one a request, without texts and without keys.
+    """
+    configure_logs(log_level)
+    config = uvicorn.Config(
+        create_app(server),
+        host=address.host,
+        port=address.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(server.settings.drain_s) + 1,
+    )
+    _Uvicorn(config, server).run()
+
+
+class _Uvicorn(uvicorn.Server):
+    """Says to the readiness check at once that it is leaving."""
+
+    def __init__(self, config: uvicorn.Config, server: Server) -> None:
+        super().__init__(config)
+        self._server = server
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        self._server.draining = True
+        super().handle_exit(sig, frame)
+
+
+def configure_logs(level: str = "info") -> None:
+    """JSON lines on stderr: ours as they are, uvicorn's wrapped."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_JsonLines())
+    for name in ("qwen3_embedding.serving", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers = [handler]
+        logger.propagate = False
+        logger.setLevel(level.upper())
+
+
+class _JsonLines(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        """One JSON object a line; an exception's trace has no values of variables, so no texts."""
+        message = record.getMessage()
+        line: dict[str, Any] = {"time": self.formatTime(record), "level": record.levelname.lower()}
+        if message.startswith("{"):
+            line |= json.loads(message)
+        else:
+            line |= {"event": "server", "message": message}
+        if record.exc_info:
+            line["trace"] = self.formatException(record.exc_info)
+        return json.dumps(line)

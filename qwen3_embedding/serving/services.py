@@ -1,0 +1,301 @@
+"""A model behind its queue: texts in, rows out, with what it took and what was cut."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qwen3_embedding.inference.embedder import Embedder
+from qwen3_embedding.inference.reranker import Reranker
+from qwen3_embedding.inference.runner import Runner, RunSettings
+from qwen3_embedding.inputs.packing import pack
+from qwen3_embedding.inputs.prompts import (
+    END_OF_TEXT,
+    RERANKER_PREFIX,
+    RERANKER_SUFFIX,
+    query_prompt,
+    reranker_body,
+    reranker_head,
+)
+from qwen3_embedding.inputs.tokenizer import Encoded
+from qwen3_embedding.serving.auth import Caller
+from qwen3_embedding.serving.errors import BadRequestError, DeadlineError, OverloadedError, TooLargeError, TooLongError
+from qwen3_embedding.serving.prompts import Prompt
+from qwen3_embedding.serving.queue import Lane, Ticket, TokenQueue
+from qwen3_embedding.serving.settings import Truncation
+from qwen3_embedding.types import FloatArray
+
+ONE_BATCH = 2**62
+"""The queue cuts work into batches; the runner below it takes each as one, so that all of it shares beginnings."""
+
+CHARACTERS_PER_TOKEN = 250
+"""No text of more characters a token is turned into tokens: it is cut (or refused) before, as its end cannot count."""
+
+INLINE_CHARACTERS = 2_000
+"""Up to here tokenising is cheaper than handing it to another thread."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How long an input may be, and what happens beyond."""
+
+    policy: Truncation
+    max_tokens: int | None = None
+    """``None``: the model's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A text that lost its end."""
+
+    index: int
+    tokens: int
+    """Length before the cut."""
+    kept: int
+
+
+@dataclass(slots=True)
+class Work:
+    """One request's computation: who asks and how urgently, and, filled on the way, what it took."""
+
+    caller: Caller
+    deadline: float | None = None
+    lane: Lane | None = None
+    model: str = ""
+    compute_type: str = "cpu"
+    items: int = 0
+    characters: int = 0
+    tokens: int = 0
+    lengths: list[int] = field(default_factory=list)
+    tokenization_s: float = 0.0
+    queue_s: float = 0.0
+    inference_s: float = 0.0
+    cuts: list[Cut] = field(default_factory=list)
+
+
+class ModelService:
+    """What both kinds of models have in common."""
+
+    def __init__(self, name: str, model: Embedder | Reranker, queue: TokenQueue, threads: Executor) -> None:
+        self.name = name
+        self.backbone = model.backbone
+        tokenizer, max_tokens = model.tokenizer, model.max_tokens
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.queue = queue
+        self.created = int(time.time())
+        self._threads = threads
+
+    @property
+    def dtype(self) -> str:
+        """Type of the weights."""
+        return str(self.backbone.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> str:
+        """Where the weights are."""
+        return str(self.backbone.device)
+
+    def _begin(self, work: Work) -> None:
+        work.model, work.compute_type = self.name, self.backbone.device.type
+
+    async def _rows(self, work: Work, encode: Callable[[], Encoded], characters: int, limit: Limit) -> FloatArray:
+        """Tokenise, check, queue, wait."""
+        began = time.monotonic()
+        if characters <= INLINE_CHARACTERS:
+            encoded = _encode(encode)
+        else:
+            encoded = await asyncio.get_running_loop().run_in_executor(self._threads, _encode, encode)
+        work.tokenization_s += time.monotonic() - began
+        self._begin(work)
+        work.characters += characters
+        self._note_cuts(work, encoded, limit)
+        work.items += len(encoded.ids)
+        lengths = [len(ids) for ids in encoded.ids]
+        work.lengths += lengths
+        work.tokens += sum(lengths)
+        work.caller.charge(sum(lengths))
+        ticket = self.queue.submit(encoded.ids, lane=work.lane, deadline=work.deadline, caller=work.caller.name)
+        rows = await _wait(ticket, work.deadline)
+        work.queue_s += ticket.queue_seconds
+        work.inference_s += ticket.compute_seconds
+        return rows
+
+    def _note_cuts(self, work: Work, encoded: Encoded, limit: Limit) -> None:
+        most = self._most(limit)
+        for index, lost in enumerate(encoded.cut_tokens):
+            if lost:
+                kept = len(encoded.ids[index])
+                if limit.policy == "error":
+                    raise too_long(index, kept + lost, most)
+                work.cuts.append(Cut(work.items + index, kept + lost, kept))
+
+    def _most(self, limit: Limit) -> int:
+        return self.max_tokens if limit.max_tokens is None else min(limit.max_tokens, self.max_tokens)
+
+    def _bounded(self, texts: Sequence[str], limit: Limit) -> list[str]:
+        """The texts, none so long that tokenising it would be waste."""
+        most = self._most(limit) * CHARACTERS_PER_TOKEN
+        if limit.policy == "error":
+            for index, text in enumerate(texts):
+                if len(text) > most:
+                    raise BadRequestError(
+                        f"text {index} has {len(text)} characters, more than {self._most(limit)} tokens can hold; "
+                        "split it, or ask for truncation"
+                    )
+        return [text if len(text) <= most else text[:most] for text in texts]
+
+
+class EmbedderService(ModelService):
+    """An embedder behind its queue."""
+
+    def __init__(self, embedder: Embedder, name: str, queue: TokenQueue, threads: Executor) -> None:
+        super().__init__(name, embedder, queue, threads)
+        self.embedder = embedder
+        self._token_lock = threading.Lock()
+        self._token_waiters = 0
+
+    @property
+    def dimensions(self) -> int:
+        """Full vector size D."""
+        return self.embedder.dimensions
+
+    async def embed(self, texts: Sequence[str], prompt: Prompt, limit: Limit, work: Work) -> FloatArray:
+        """(N, D) pooled rows, not yet normalised, in the order of the texts."""
+        bounded = self._bounded(texts, limit)
+        return await self._rows(work, lambda: self._encode(bounded, prompt, limit), sum(map(len, bounded)), limit)
+
+    async def embed_every_token(
+        self, texts: Sequence[str], prompt: Prompt, limit: Limit, work: Work
+    ) -> list[FloatArray]:
+        """Hidden states (T, D) of every token of each text, the end token included.
+
+        They are as many rows as tokens, so they do not go through the queue of rows; one request at a time runs
+        beside it.
+        """
+        bounded = self._bounded(texts, limit)
+        encoded = await asyncio.get_running_loop().run_in_executor(
+            self._threads, _encode, lambda: self._encode(bounded, prompt, limit)
+        )
+        self._note_cuts(work, encoded, limit)
+        self._begin(work)
+        work.items = len(encoded.ids)
+        work.tokens = sum(map(len, encoded.ids))
+        if work.tokens > max(self.queue.settings.max_batch_tokens, self.max_tokens):
+            raise TooLargeError(f"{work.tokens} token vectors were asked for; ask for fewer texts at once")
+        if self._token_waiters >= 16:
+            raise OverloadedError("Model is overloaded: 16 requests for token vectors wait already", retry_after_s=1.0)
+        work.caller.charge(work.tokens)
+        self._token_waiters += 1
+        began = time.monotonic()
+        try:
+            return await asyncio.to_thread(self._hidden_states, encoded.ids)
+        finally:
+            self._token_waiters -= 1
+            work.inference_s += time.monotonic() - began
+
+    def _hidden_states(self, sequences: list[list[int]]) -> list[FloatArray]:
+        with self._token_lock, torch.inference_mode():
+            return [
+                np.asarray(self.embedder.backbone.hidden_states(pack([ids])).float().cpu().numpy()) for ids in sequences
+            ]
+
+    def _encode(self, texts: list[str], prompt: Prompt, limit: Limit) -> Encoded:
+        most = self._most(limit)
+        if prompt.role == "query":
+            return self.tokenizer.encode_queries(texts, prompt.instruction, most)
+        return self.tokenizer.encode_documents(texts, most)
+
+    def rendered(self, text: str, prompt: Prompt) -> str:
+        """Exactly what the model reads, before any cut."""
+        return (query_prompt(text, prompt.instruction) if prompt.role == "query" else text) + END_OF_TEXT
+
+
+class RerankerService(ModelService):
+    """A reranker behind its queue."""
+
+    def __init__(self, reranker: Reranker, name: str, queue: TokenQueue, threads: Executor) -> None:
+        super().__init__(name, reranker, queue, threads)
+        self.reranker = reranker
+
+    async def logits(
+        self, queries: Sequence[str], documents: Sequence[str], instruction: str | None, limit: Limit, work: Work
+    ) -> FloatArray:
+        """(N,) log-odds of "yes" for the pairs."""
+        texts = self._bounded(documents, limit)
+        characters = sum(map(len, texts)) + sum(map(len, set(queries)))
+        most = self._most(limit)
+        return await self._rows(
+            work, lambda: self.tokenizer.encode_pairs(queries, texts, instruction, most), characters, limit
+        )
+
+    def limit_per_document(self, query: str, instruction: str | None, tokens: int, limit: Limit) -> Limit:
+        """The limit of a whole prompt that leaves ``tokens`` to the document; going over it is cut, as asked for."""
+        head = self.tokenizer.token_ids([reranker_head(query, instruction)])[0]
+        around = len(self.tokenizer.reranker_prefix_ids) + len(self.tokenizer.reranker_suffix_ids)
+        return Limit("end", min(len(head) + around + tokens, self._most(limit)))
+
+    def rendered(self, query: str, document: str, instruction: str | None) -> str:
+        """Exactly what the model reads, before any cut."""
+        return RERANKER_PREFIX + reranker_body(query, document, instruction) + RERANKER_SUFFIX
+
+
+def embedder_compute(embedder: Embedder) -> Callable[[list[list[int]]], FloatArray]:
+    """What an embedder's queue runs: token ids to pooled rows (N, D), fp32, not normalised."""
+    return Runner(embedder.backbone, _as_float, RunSettings(ONE_BATCH)).run
+
+
+def reranker_compute(reranker: Reranker) -> Callable[[list[list[int]]], FloatArray]:
+    """What a reranker's queue runs: token ids to the log-odds of "yes" (N,), fp32."""
+    return Runner(reranker.backbone, reranker.head, RunSettings(ONE_BATCH)).run
+
+
+def unit(rows_ND: FloatArray, dimensions: int | None = None) -> FloatArray:
+    """Cut to the first ``dimensions`` components, then normalise."""
+    short = rows_ND if dimensions is None else rows_ND[:, :dimensions]
+    norms = np.linalg.norm(short, axis=-1, keepdims=True)
+    return np.asarray(short / np.maximum(norms, 1e-12), dtype=np.float32)
+
+
+def sigmoid(logits: FloatArray) -> FloatArray:
+    """Probability of "yes", computed in double and rounded once."""
+    return np.asarray(1.0 / (1.0 + np.exp(-logits.astype(np.float64))), dtype=np.float32)
+
+
+def too_long(index: int, tokens: int, most: int) -> TooLongError:
+    """The refusal of a text beyond the model's context."""
+    return TooLongError(
+        f"text {index} must have at most {most} tokens, prompt and end token included. Given: {tokens}; split it, or "
+        'ask for truncation ("truncation": "end")'
+    )
+
+
+def _as_float(pooled_ND: Tensor) -> Tensor:
+    return pooled_ND.float()
+
+
+def _encode(encode: Callable[[], Encoded]) -> Encoded:
+    try:
+        return encode()
+    except (ValueError, TypeError) as error:
+        raise BadRequestError(str(error)) from error
+
+
+async def _wait(ticket: Ticket, deadline: float | None) -> FloatArray:
+    """The ticket's rows; whoever stops waiting takes the ticket out of the queue."""
+    timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(ticket.future), timeout)
+    except TimeoutError:
+        raise DeadlineError("the result was not there in time; ask for less at once, or allow more time") from None
+    finally:
+        if ticket.finished_at is None:
+            ticket.cancel()
