@@ -1,0 +1,1 @@
+"""An Encoder or a Scorer in, numbers out: metrics, tasks, benchmarks, statistics, reports."""
