@@ -177,15 +177,18 @@ def _account(call: Call, status: int, error: ServingError | None) -> None:
     """Metrics and one log line; neither has a text in it."""
     work, metrics, total = call.work, call.host.metrics, time.monotonic() - call.began
     metrics.requests.labels(call.route, str(status)).inc()
+    if work.items:
+        metrics.count(f"te_{work.kind}_count", work.items)
     if work.items or error is not None:
         metrics.request_duration.observe(total)
-        kind = "single" if work.items == 1 else "batch"
+        kind = "batch" if work.items > 1 else "single"
         metrics.count("te_request_count", method=kind)
         if error is None:
             metrics.count("te_request_success", method=kind)
         else:
             metrics.count("te_request_failure", err=error.kind)
     if work.items and error is None:
+        metrics.count(f"te_{work.kind}_success", work.items)
         metrics.tokenization_duration.observe(work.tokenization_s)
         metrics.queue_duration.observe(work.queue_s)
         metrics.inference_duration.observe(work.inference_s)

@@ -71,6 +71,8 @@ class Work:
     lane: Lane | None = None
     model: str = ""
     compute_type: str = "cpu"
+    kind: str = "embed"
+    """What text-embeddings-inference calls it: ``embed`` or ``predict``."""
     items: int = 0
     characters: int = 0
     tokens: int = 0
@@ -83,6 +85,8 @@ class Work:
 
 class ModelService:
     """What both kinds of models have in common."""
+
+    kind = "embed"
 
     def __init__(self, name: str, model: Embedder | Reranker, queue: TokenQueue, threads: Executor) -> None:
         self.name = name
@@ -105,7 +109,7 @@ class ModelService:
         return str(self.backbone.device)
 
     def _begin(self, work: Work) -> None:
-        work.model, work.compute_type = self.name, self.backbone.device.type
+        work.model, work.compute_type, work.kind = self.name, self.backbone.device.type, self.kind
 
     async def _rows(self, work: Work, encode: Callable[[], Encoded], characters: int, limit: Limit) -> FloatArray:
         """Tokenise, check, queue, wait."""
@@ -221,6 +225,8 @@ class EmbedderService(ModelService):
 
 class RerankerService(ModelService):
     """A reranker behind its queue."""
+
+    kind = "predict"
 
     def __init__(self, reranker: Reranker, name: str, queue: TokenQueue, threads: Executor) -> None:
         super().__init__(name, reranker, queue, threads)

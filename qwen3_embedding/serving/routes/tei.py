@@ -75,7 +75,6 @@ def add(app: FastAPI, server: Server) -> None:
         check_vectors(body.dimensions, "float32", service.dimensions)
         rows = await service.embed(texts, body.prompt(suffix), body.limit(server.settings, "end"), call.work)
         vectors = rows[:, : body.dimensions] if body.normalize is False else unit(rows, body.dimensions)
-        _count(call, server, "embed")
         return matrix_response(vectors, call.wants) or json_response(wire(vectors, "float"))
 
     async def embed_all(call: Call, body: TeiEmbedRequest) -> Response:
@@ -139,18 +138,12 @@ async def tei_rerank(server: Server, call: Call, body: TeiRerankRequest) -> Resp
     limit = body.limit(server.settings, "end")
     logits = await service.logits([body.query] * len(texts), texts, body.wanted_instruction(), limit, call.work)
     scores = logits if body.raw_scores else sigmoid(logits)
-    _count(call, server, "predict")
     answer: list[dict[str, Any]] = []
     for index in np.argsort(-logits, kind="stable").tolist():
         answer.append({"index": index, "score": float(scores[index])})
         if body.return_text:
             answer[-1]["text"] = texts[index]
     return json_response(answer)
-
-
-def _count(call: Call, server: Server, kind: str) -> None:
-    server.metrics.count(f"te_{kind}_count", call.work.items)
-    server.metrics.count(f"te_{kind}_success", call.work.items)
 
 
 def _tokens(tokenizer: Tokenizer, text: str, end: bool) -> list[dict[str, Any]]:
