@@ -26,6 +26,7 @@ VERBS = (
     "evaluate",
     "merge",
     "mine",
+    "train",
 )
 """In the order of the help page; each is a module here with a function ``command``."""
 

@@ -119,9 +119,21 @@ def graded_loss(
     return LossReport(loss=torch.stack(losses).sum(), by_dimension=by_dimension)
 
 
-def yes_no_loss(log_odds_G: Tensor, labels_G: Tensor) -> Tensor:
-    """The report's Eq. 2: mean of -log p(label), with p(yes) = sigmoid(logit_yes - logit_no)."""
-    return F.binary_cross_entropy_with_logits(log_odds_G.float(), labels_G.float())
+def yes_no_loss(log_odds_QC: Tensor, present_QC: Tensor, balanced: bool) -> Tensor:
+    """The report's Eq. 2: mean of -log p(label), with p(yes) = sigmoid(logit_yes - logit_no).
+
+    Args:
+        log_odds_QC: candidates of each query, the positive ("yes") in column 0, negatives ("no") behind it.
+        present_QC: which of them there are.
+        balanced: weigh the positive of a query as much as all its negatives together; else every pair alike.
+    """
+    signed = log_odds_QC.float()
+    losses = torch.cat([F.softplus(-signed[:, :1]), F.softplus(signed[:, 1:])], dim=1) * present_QC
+    if not balanced:
+        return losses.sum() / present_QC.sum()
+    negatives = present_QC[:, 1:].sum(-1)
+    against = losses[:, 1:].sum(-1) / negatives.clamp_min(1)
+    return ((losses[:, 0] + against) / (1 + (negatives > 0))).mean()
 
 
 def listwise_loss(log_odds_QC: Tensor, present_QC: Tensor) -> Tensor:

@@ -98,11 +98,15 @@ def test_equal_grades_ask_for_nothing() -> None:
 
 def test_yes_no_is_the_cross_entropy_of_the_two_logits() -> None:
     """Eq. 2: binary cross-entropy of the difference equals two-way cross-entropy."""
-    logits_G2 = torch.randn(9, 2, dtype=torch.float64)
-    labels_G = torch.arange(9) % 3 == 0
-    wanted = torch.nn.functional.cross_entropy(logits_G2, labels_G.long())
-    got = yes_no_loss((logits_G2[:, 1] - logits_G2[:, 0]).float(), labels_G)
-    assert float(got) == pytest.approx(float(wanted), rel=1e-5)
+    logits = torch.randn(3, 4, 2, dtype=torch.float64)
+    labels = (torch.arange(4) == 0).long().expand(3, 4)
+    present = torch.tensor([[True, True, True, True], [True, True, False, False], [True, False, False, False]])
+    each = torch.nn.functional.cross_entropy(logits.reshape(-1, 2), labels.reshape(-1), reduction="none").view(3, 4)
+    log_odds = (logits[..., 1] - logits[..., 0]).float()
+    plain = (each * present).sum() / 7
+    assert float(yes_no_loss(log_odds, present, balanced=False)) == pytest.approx(float(plain), rel=1e-5)
+    balanced = ((each[0, 0] + each[0, 1:].mean()) / 2 + (each[1, 0] + each[1, 1]) / 2 + each[2, 0]) / 3
+    assert float(yes_no_loss(log_odds, present, balanced=True)) == pytest.approx(float(balanced), rel=1e-5)
 
 
 def test_listwise_and_distillation_leave_out_what_is_absent() -> None:

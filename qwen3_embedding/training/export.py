@@ -1,0 +1,88 @@
+"""The trained checkpoint as a folder that loads everywhere."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qwen3_embedding.inputs.prompts import RERANKER_CHAT_TEMPLATE, query_prefix
+from qwen3_embedding.model.backbone import Backbone
+from qwen3_embedding.model.config import BackboneConfig, config_json
+from qwen3_embedding.model.weights import Layout, save_weights, write_json
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "LICENSE",
+    "NOTICE",
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def export_embedder(folder: Path, backbone: Backbone, source: Path, dtype: str, end_id: int) -> None:
+    """Weights, configuration, tokenizer and the sentence-transformers files."""
+    _export(folder, backbone, {}, source, dtype, end_id, Layout())
+    write_json(
+        folder / "modules.json",
+        [
+            {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+            {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+            {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+        ],
+    )
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    write_json(folder / "1_Pooling" / "config.json", _pooling(backbone.config))
+    write_json(
+        folder / "config_sentence_transformers.json",
+        {
+            "prompts": {"query": query_prefix(), "document": ""},
+            "default_prompt_name": None,
+            "similarity_fn_name": "cosine",
+        },
+    )
+
+
+def export_reranker(
+    folder: Path, backbone: Backbone, head: dict[str, Tensor], source: Path, dtype: str, end_id: int
+) -> None:
+    """Weights with the published rerankers' names, configuration, tokenizer and chat template."""
+    _export(folder, backbone, head, source, dtype, end_id, Layout(prefix="model."))
+    (folder / "chat_template.jinja").write_text(RERANKER_CHAT_TEMPLATE, encoding="utf-8")
+
+
+def _export(
+    folder: Path,
+    backbone: Backbone,
+    head: dict[str, Tensor],
+    source: Path,
+    dtype: str,
+    end_id: int,
+    layout: Layout,
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    state = {name: tensor.detach().to(DTYPES[dtype]) for name, tensor in {**backbone.state_dict(), **head}.items()}
+    save_weights(folder, state, layout)
+    config = BackboneConfig(**{**backbone.config.__dict__, "dtype": dtype})
+    write_json(folder / "config.json", config_json(config, end_id))
+
+
+def _pooling(config: BackboneConfig) -> dict[str, Any]:
+    modes = ("cls_token", "mean_tokens", "max_tokens", "mean_sqrt_len_tokens", "weightedmean_tokens")
+    return {
+        "word_embedding_dimension": config.hidden_size,
+        **{f"pooling_mode_{mode}": False for mode in modes},
+        "pooling_mode_lasttoken": True,
+        "include_prompt": True,
+    }

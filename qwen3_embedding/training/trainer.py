@@ -1,0 +1,246 @@
+"""The loop, and what stands around it: run folder, checkpoints, log, export."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qwen3_embedding import __version__
+from qwen3_embedding.config import dump_toml, to_mapping
+from qwen3_embedding.errors import NumericalError
+from qwen3_embedding.model.weights import fingerprint, write_json
+from qwen3_embedding.training import checkpoint
+from qwen3_embedding.training.config import TrainingSettings
+from qwen3_embedding.training.distributed import Ranks, joined
+from qwen3_embedding.training.objective import Objective, StepReport
+from qwen3_embedding.training.optimizer import clip_gradients, make_optimizer, rate_factor, set_rate
+from qwen3_embedding.training.progress import Display, Log
+
+MASKED_SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run left."""
+
+    folder: Path
+    """The trained checkpoint."""
+    run_folder: Path
+    steps: int
+    final_loss: float
+    """Mean loss of the last tenth of the steps."""
+    seconds: float
+    """Of this process; a resumed run counts from where it took over."""
+
+
+def train(settings: TrainingSettings, show: bool = True) -> Trained:
+    """Train as the settings say, from the newest checkpoint of the run folder if there is one, and export the result.
+
+    Under ``torchrun`` every process calls this; the batch is spread over them and the result is the same.
+
+    Args:
+        settings: the run.
+        show: progress on stderr.
+
+    Raises:
+        ValueError: ``output`` is there already.
+        NumericalError: a loss or gradient that is not finite; the batch is in ``failed-step-*.json`` of the run folder,
+            and neither weights nor checkpoints were touched.
+        CheckpointError, DataError: what is to be read is missing, torn or foreign.
+    """
+    if settings.output.exists():
+        raise ValueError(f"{settings.output} is there already; choose another output or remove it")
+    with joined() as ranks:
+        device = torch.device("cuda", ranks.rank % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
+        torch.manual_seed(settings.run.seed)
+        objective = make_objective(settings, torch.device(device))
+        return Run(settings, objective, ranks).go(show)
+
+
+def make_objective(settings: TrainingSettings, device: torch.device) -> Objective:
+    """The embedder or reranker to train."""
+    if settings.kind == "embedder":
+        from qwen3_embedding.training.embedder import EmbedderObjective
+
+        return EmbedderObjective(settings, device)
+    from qwen3_embedding.training.reranker import RerankerObjective
+
+    return RerankerObjective(settings, device)
+
+
+class Run:
+    """One training run."""
+
+    def __init__(self, settings: TrainingSettings, objective: Objective, ranks: Ranks) -> None:
+        self.settings, self.objective, self.ranks = settings, objective, ranks
+        self.folder = settings.folder
+        self.parameters = {name: p for name, p in objective.parameters.items() if p.requires_grad}
+        self.optimizer = make_optimizer(self.parameters.items(), settings.optimizer)
+        self.identity = run_identity(settings, objective.data_hashes)
+
+    def go(self, show: bool) -> Trained:
+        """All steps that are left, then the export."""
+        started = time.monotonic()
+        done = self._resume()
+        steps = self.settings.run.steps
+        if self.ranks.first:
+            write_run_folder(self.folder, self.settings, self.objective.data_hashes, len(self.parameters))
+            log = Log(self.folder / "log.jsonl", done)
+            with Display(steps, done, self.folder, self.settings.run.tensorboard, show) as display:
+                for step in range(done, steps):
+                    entry = self._step(step)
+                    if (step + 1) % self.settings.run.log_every == 0 or step + 1 == steps:
+                        log.write(entry)
+                    display.update(entry)
+            log.close()
+        else:
+            for step in range(done, steps):
+                self._step(step)
+        self._export()
+        return Trained(self.settings.output, self.folder, steps, final_loss(self.folder), time.monotonic() - started)
+
+    def _resume(self) -> int:
+        """Steps done before."""
+        found = checkpoint.all_checkpoints(self.folder)
+        if not found:
+            return 0
+        return checkpoint.load(found[-1], self.identity, self.parameters, self.optimizer).step
+
+    def _step(self, step: int) -> dict[str, Any]:
+        """One step: gradients, their sum over the ranks, the update, now and then a checkpoint."""
+        run = self.settings.run
+        began = time.monotonic()
+        factor = rate_factor(step, run.steps, self.settings.optimizer)
+        rate = set_rate(self.optimizer, factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        report = self.objective.backward(step, run, self.ranks)
+        self.ranks.sum_gradients(self.parameters.values())
+        norm = float(clip_gradients(self.parameters.values(), self.settings.optimizer.clip))
+        if not (math.isfinite(report.loss) and math.isfinite(norm)):
+            self._stop(step, report, norm)
+        self.optimizer.step()
+        seconds = time.monotonic() - began
+        if (step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps:
+            self._save(step + 1)
+        if run.masked_samples_every and self.ranks.first and (step + 1) % run.masked_samples_every == 0:
+            self._sample_masked(step)
+        return log_entry(step, report, rate, norm, seconds)
+
+    def _save(self, steps_done: int) -> None:
+        if self.ranks.first:
+            state = checkpoint.State(steps_done, self.identity)
+            checkpoint.save(self.folder, state, self.parameters, self.optimizer, self.settings.run.keep_checkpoints)
+        self.ranks.wait()
+
+    def _sample_masked(self, step: int) -> None:
+        with (self.folder / "masked.jsonl").open("a", encoding="utf-8") as file:
+            for sample in self.objective.masked_samples(step, self.settings.run, MASKED_SAMPLES):
+                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+
+    def _stop(self, step: int, report: StepReport, norm: float) -> None:
+        path = self.folder / f"failed-step-{step:08d}.json"
+        if self.ranks.first:
+            facts = {"loss": str(report.loss), "gradient_norm": str(norm)}
+            write_json(path, {**facts, **self.objective.describe_batch(step)})
+        raise NumericalError(
+            f"step {step + 1} ({report.group}): loss {report.loss}, gradient norm {norm}; the batch is in {path}; "
+            "weights and checkpoints are as before the step. Look at the batch, lower the learning rate, or use "
+            "precision = 'float32', then run again"
+        )
+
+    def _export(self) -> None:
+        """Write the checkpoint folder beside, then rename."""
+        if self.ranks.first:
+            output = self.settings.output
+            beside = output.with_name(output.name + ".partial")
+            shutil.rmtree(beside, ignore_errors=True)
+            self.objective.export(beside)
+            (beside / "training.toml").write_text(dump_toml(self.settings), encoding="utf-8")
+            os.rename(beside, output)
+        self.ranks.wait()
+
+
+def log_entry(step: int, report: StepReport, rate: float, norm: float, seconds: float) -> dict[str, Any]:
+    """A line of the log."""
+    return {
+        "step": step + 1,
+        "group": report.group,
+        "epoch": report.epoch,
+        "loss": report.loss,
+        "loss_by_dimension": {str(size): loss for size, loss in report.by_dimension.items()},
+        "masked_fraction": report.masked_fraction,
+        "masked": dict(report.masked),
+        "candidates": dict(report.candidates),
+        "gradient_norm": norm,
+        "learning_rate": rate,
+        "tokens": report.tokens,
+        "texts": report.texts,
+        "seconds": round(seconds, 4),
+        "tokens_per_second": round(report.tokens / max(seconds, 1e-9), 1),
+    }
+
+
+def final_loss(run_folder: Path) -> float:
+    """Mean logged loss of the last tenth of the steps."""
+    lines = (run_folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    losses: list[float] = [json.loads(line)["loss"] for line in lines[-max(1, len(lines) // 10) :]]
+    return sum(losses) / max(1, len(losses))
+
+
+def run_identity(settings: TrainingSettings, data_hashes: Mapping[str, str]) -> dict[str, Any]:
+    """What must be the same when a run goes on: everything that changes weights, not how often is written or shown."""
+    plain = to_mapping(settings)
+    for key in ("output", "run_folder", "export_dtype", "model"):
+        plain.pop(key, None)
+    run = dict(plain["run"])
+    for key in ("checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "masked_samples_every"):
+        run.pop(key)
+    data = {key: value for key, value in plain["data"].items() if key != "cache"}
+    return {
+        **plain,
+        "run": run,
+        "data": data,
+        "files": sorted(data_hashes.values()),
+        "model": fingerprint(settings.model),
+    }
+
+
+def write_run_folder(folder: Path, settings: TrainingSettings, data_hashes: Mapping[str, str], parameters: int) -> None:
+    """Resolved settings, versions and hashes, before the first step."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "settings.toml").write_text(dump_toml(settings), encoding="utf-8")
+    facts = {
+        "version": __version__,
+        "git_commit": git_commit(),
+        "torch": str(torch.__version__),
+        "threads": torch.get_num_threads(),
+        "trained_tensors": parameters,
+        "model": fingerprint(settings.model),
+        "data": dict(data_hashes),
+    }
+    write_json(folder / "facts.json", facts)
+
+
+def git_commit() -> str | None:
+    """The commit of the working directory, with ``+`` behind it if files differ; ``None`` outside a repository."""
+    try:
+        where = Path(__file__).parent
+        commit = _git(where, "rev-parse", "HEAD")
+        return commit + ("+" if _git(where, "status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=20)
+    return done.stdout.strip()
