@@ -5,6 +5,7 @@ Each candidate gets one verdict: the first rule that it breaks, in the order bel
 
 from __future__ import annotations
 
+import math
 from enum import IntEnum
 
 import numpy as np
@@ -47,6 +48,16 @@ def share_bound(positive: float, share: float) -> float:
     scores better than the positive.
     """
     return positive - (1.0 - share) * abs(positive)
+
+
+def ceiling(positive: float, settings: FilterSettings) -> float:
+    """Highest score that passes all of ``max_score``, ``positive_share`` and ``margin``."""
+    bounds = [math.inf if settings.max_score is None else settings.max_score]
+    if settings.positive_share is not None:
+        bounds.append(share_bound(positive, settings.positive_share))
+    if settings.margin is not None:
+        bounds.append(positive - settings.margin)
+    return min(bounds)
 
 
 def judge(

@@ -11,7 +11,7 @@ import numpy as np
 
 from qwen3_embedding.data.dedup import record_hash, text_hash
 from qwen3_embedding.data.record import Record
-from qwen3_embedding.mining.filters import Verdict, Verdicts, choose, judge, verify
+from qwen3_embedding.mining.filters import Verdict, Verdicts, ceiling, choose, judge, verify
 from qwen3_embedding.mining.report import MiningReport, Sample
 from qwen3_embedding.mining.retrieve import top_k
 from qwen3_embedding.mining.settings import MiningSettings
@@ -120,9 +120,12 @@ class Miner:
             queries = self._query_vectors(wanted)
             positive_scores = self._positive_scores(wanted, queries)
             blocks = self._documents.blocks(search.rows, self.settings.document_block)
-            scores, ids = top_k(queries, blocks, self.settings.depth, self.settings.device)
+            scores, ids = top_k(
+                queries, blocks, self.settings.depth, self.settings.device, self._ceilings(positive_scores)
+            )
             found = (
-                _Candidates(record, *parts) for record, *parts in zip(wanted, scores, ids, positive_scores, strict=True)
+                _Candidates(record, scores_K[np.isfinite(scores_K)], ids_K[np.isfinite(scores_K)], positive)
+                for record, scores_K, ids_K, positive in zip(wanted, scores, ids, positive_scores, strict=True)
             )
             judged = [self._judge(candidates, search) for candidates in found]
             answers = iter(self._verified(judged, search))
@@ -162,6 +165,12 @@ class Miner:
         lowest = np.full(len(records), np.inf, np.float32)
         np.minimum.at(lowest, owners, scores)
         return [float(score) for score in lowest]
+
+    def _ceilings(self, positive_scores: Sequence[float]) -> FloatArray | None:
+        bounds = self.settings.filter
+        if not bounds.below_bounds:
+            return None
+        return np.array([ceiling(positive, bounds) for positive in positive_scores], np.float32)
 
     def _judge(self, candidates: _Candidates, search: _Search) -> _Judged:
         record = candidates.record

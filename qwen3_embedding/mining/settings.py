@@ -24,6 +24,11 @@ class FilterSettings:
     max_score: float | None = None
     min_score: float | None = None
     """Drop below this: negatives that teach nothing."""
+    below_bounds: bool = False
+    """Retrieve the nearest texts *below* the bounds above, instead of dropping what is above them from the nearest.
+
+    Every record then finds negatives, also one whose positive the encoder ranks behind ``depth`` texts.
+    """
 
     def __post_init__(self) -> None:
         if self.skip_first < 0:

@@ -113,6 +113,21 @@ def test_the_lowest_positive_sets_the_bound(tmp_path: Path) -> None:
     assert negatives(tmp_path, records, ["between @30", "below @61", "past @62"], settings) == [["past @62"]]
 
 
+def test_below_the_bounds_there_are_negatives_for_badly_ranked_positives_too(tmp_path: Path) -> None:
+    records = [record("q @0", "far @60"), record("r @10", "near @15")]
+    corpus = [f"better {i} @{i}" for i in range(20, 50)] + ["below @62", "behind @70"]
+    dropping = MiningSettings(negatives=2, depth=10)
+    assert negatives(tmp_path, records, corpus, dropping)[0] == []
+    below = replace(dropping, filter=FilterSettings(below_bounds=True))
+    run = miner(tmp_path, below)
+    assert [r.negatives for r in run.mine(records, corpus)] == [
+        ("below @62", "behind @70"),
+        ("better 29 @29", "better 30 @30"),
+    ]
+    assert run.report.candidates[Verdict.POSITIVE_SHARE] == 0
+    assert sum(run.report.candidates.values()) == 2 + 10  # no more than these two are below the first record's bound
+
+
 def test_a_positive_on_the_far_side_still_bounds(tmp_path: Path) -> None:
     records = [record("q @0", "opposite @120")]  # cos 120 = -0.5; bound -0.525 = cos 121.7
     settings = MiningSettings(negatives=2, depth=10)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from qwen3_embedding.errors import ConfigError, DataError
 from qwen3_embedding.mining.filters import Verdict, choose, judge, share_bound, verify
@@ -99,6 +100,30 @@ def test_top_k_is_the_exact_sort_however_it_is_cut_into_blocks(size: int) -> Non
         assert ids[row].tolist() == expected
         np.testing.assert_allclose(scores[row], exact[row, expected], atol=1e-6)
     assert ids[0, :2].tolist() == [3, 60]
+
+
+def test_top_k_below_ceilings_is_the_sort_of_what_is_below() -> None:
+    queries, documents = unit(4, seed=1), unit(60, seed=2)
+    exact = queries @ documents.T
+    ceilings = np.array([0.5, 0.0, -0.5, -2.0], np.float32)
+    blocks = [(np.arange(i, i + 20), documents[i : i + 20]) for i in range(0, 60, 20)]
+    scores, ids = top_k(queries, blocks, 9, ceilings_Q=ceilings)
+    for row in range(4):
+        expected = [int(i) for i in np.argsort(-exact[row], kind="stable") if exact[row, i] <= ceilings[row]][:9]
+        found = np.isfinite(scores[row])
+        assert ids[row, found].tolist() == expected
+    assert not np.isfinite(scores[3]).any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_top_k_on_a_gpu_is_that_of_the_cpu() -> None:
+    queries, documents = unit(50, 64, seed=1), unit(3000, 64, seed=2)
+    blocks = [(np.arange(i, i + 500), documents[i : i + 500]) for i in range(0, 3000, 500)]
+    scores, ids = top_k(queries, blocks, 20)
+    on_gpu, ids_gpu = top_k(queries, blocks, 20, device="cuda")
+    np.testing.assert_allclose(on_gpu, scores, atol=1e-5)
+    assert (ids == ids_gpu).mean() > 0.999  # neighbours within rounding may change places
 
 
 def test_top_k_of_fewer_documents_gives_them_all() -> None:
