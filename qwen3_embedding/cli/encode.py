@@ -36,6 +36,13 @@ def command(
     max_tokens: Annotated[int | None, typer.Option(help="Length limit below the model's own.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16")] = "auto",
+    sink: Annotated[
+        list[str] | None,
+        typer.Option(help="Load the result into KIND:PLACE[#TABLE] too (docs/corpus.md lists the kinds)."),
+    ] = None,
+    sink_key: Annotated[
+        str | None, typer.Option(envvar="QWEN3_EMBEDDING_SINK_KEY", help="API key of the sinks' server.")
+    ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Compute missing and torn shards again.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only verify every checksum of OUT; exit 1 if one is wrong.")
@@ -56,6 +63,8 @@ def command(
     from qwen3_embedding.corpus.encode import EncodeSettings, VectorSettings, encode
     from qwen3_embedding.corpus.progress import ProgressLine, summary
     from qwen3_embedding.corpus.reader import ReadOptions
+    from qwen3_embedding.corpus.sinks.address import open_sink
+    from qwen3_embedding.corpus.sinks.sink import load
     from qwen3_embedding.corpus.window import PlanSettings, WindowSettings
     from qwen3_embedding.inference.embedder import Embedder
 
@@ -68,6 +77,7 @@ def command(
         ),
         repair,
     )
+    sinks = [open_sink(address, sink_key) for address in sink or []]
     embedder = Embedder.from_pretrained(model, device, dtype, max_tokens=max_tokens)
     line = ProgressLine()
     try:
@@ -76,4 +86,8 @@ def command(
         line.close()
     for name in result.ignored:
         print(f"not read (unknown format, or text beside records): {name}", file=sys.stderr)
+    for target in sinks:
+        loaded = load(out, target)
+        told = f"{loaded.upserted:,} rows sent, {loaded.deleted:,} deleted, {loaded.rows:,} there"
+        print(f"{target.name}: {told}", file=sys.stderr)
     print(json.dumps(result.manifest.raw["totals"]) if as_json else summary(result))

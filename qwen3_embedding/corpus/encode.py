@@ -172,7 +172,7 @@ def encode(
         output = Output.open(target, identity, settings.repair)
         try:
             known = {state.name: state.fingerprint for state in output.ledger.files() if not state.gone}
-            changed = output.ledger.update_files(_fingerprints(files.files, known))
+            changed = output.take_sources(_fingerprints(files.files, known))
             states = {state.name: state for state in output.ledger.files()}
             pairs = tuple((file, states[file.name]) for file in files.files)
             job = Job(target, pairs, settings, embedder.max_tokens, identity["encoding"]["dimensions"])

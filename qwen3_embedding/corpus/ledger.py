@@ -302,9 +302,10 @@ class Ledger:
 
     def is_complete(self) -> bool:
         """Every file is read to its end and no row waits to be removed."""
+        begun = self._one("SELECT EXISTS (SELECT 1 FROM files)")[0]
         unread = self._one("SELECT EXISTS (SELECT 1 FROM files WHERE finished = 0)")[0]
         waiting = self._one("SELECT EXISTS (SELECT 1 FROM obsolete)")[0]
-        return not unread and not waiting
+        return bool(begun) and not unread and not waiting
 
     def mark_removed(self) -> None:
         """Documents that were not met again in the newest version of their file are to be removed."""

@@ -15,6 +15,7 @@ import numpy as np
 from qwen3_embedding.corpus.ledger import LEDGER_NAME, Commit, Ledger, ShardEntry, key_of
 from qwen3_embedding.corpus.manifest import MANIFEST_NAME, Manifest, write_manifest
 from qwen3_embedding.corpus.shards import PARTIAL, ShardRows, Written, check_shard, read_rows, read_shard, write_shard
+from qwen3_embedding.corpus.source import Fingerprint
 from qwen3_embedding.corpus.window import Row, Window
 from qwen3_embedding.errors import DataError, IndexCorruptError
 from qwen3_embedding.types import Vectors
@@ -74,6 +75,16 @@ class Output:
         output._clean()
         output._check_shards(repair)
         return output
+
+    def take_sources(self, present: dict[str, Fingerprint]) -> list[str]:
+        """Note the source files as they are now; the manifest says at once that there is something to read.
+
+        Returns:
+            Names of the files that have changed or are gone since they were read.
+        """
+        changed = self.ledger.update_files(present)
+        write_manifest(self.folder, self.ledger)
+        return changed
 
     def write(self, window: Window, vectors: Vectors) -> None:
         """Write a window: its shard, its transaction, the manifest.

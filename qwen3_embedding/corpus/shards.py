@@ -193,14 +193,16 @@ def _leaves(schema: Any) -> list[str]:
     return ["vector.list.element" if name == "vector" else name for name in schema.names]
 
 
+def vector_array(vectors: Vectors) -> Any:
+    """(N, width) as an Arrow array of fixed-size lists without nulls."""
+    flat = pa.array(np.ascontiguousarray(vectors).reshape(-1))
+    kind = pa.list_(pa.field("element", flat.type, nullable=False), vectors.shape[1])
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind)
+
+
 def _table(rows: ShardRows) -> Any:
-    width = rows.vectors.shape[1]
-    flat = pa.array(np.ascontiguousarray(rows.vectors).reshape(-1))
-    vector = pa.list_(pa.field("element", flat.type, nullable=False), width)
-    columns = {
-        "id": (pa.array(rows.ids, pa.string()), pa.string()),
-        "vector": (pa.FixedSizeListArray.from_arrays(flat, type=vector), vector),
-    }
+    vector = vector_array(rows.vectors)
+    columns = {"id": (pa.array(rows.ids, pa.string()), pa.string()), "vector": (vector, vector.type)}
     if rows.parents is not None:
         columns["parent"] = (pa.array(rows.parents, pa.string()), pa.string())
         columns["start"] = (pa.array(rows.starts, pa.int64()), pa.int64())

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from qwen3_embedding.cli import main
@@ -33,8 +34,11 @@ def test_encode_resume_and_check(
     assert "rows/s" in printed.err
     assert {vector.shape for vector in content(tmp_path / "out").values()} == {(32,)}
 
-    assert _call(monkeypatch, *common, "--dimensions", "32") == 0
-    assert "50 rows in 3 shards" in capsys.readouterr().out
+    assert _call(monkeypatch, *common, "--dimensions", "32", "--sink", f"npy:{tmp_path / 'map'}") == 0
+    printed = capsys.readouterr()
+    assert "50 rows in 3 shards" in printed.out
+    assert "50 rows sent" in printed.err
+    assert np.load(tmp_path / "map" / "vectors.npy").shape == (50, 32)
 
     assert _call(monkeypatch, *common) == 2
     assert "encoding.dimensions there is 32, asked for is 64" in capsys.readouterr().err
