@@ -52,12 +52,8 @@ def command(
 
     for module in ("fastapi", "uvicorn", "orjson", "prometheus_client"):
         require(module, extra="serve")
-    from qwen3_embedding.inference.embedder import Embedder
-    from qwen3_embedding.inference.reranker import Reranker
     from qwen3_embedding.serving.auth import Key, read_key_file
     from qwen3_embedding.serving.queue import QueueSettings
-    from qwen3_embedding.serving.run import Address, run
-    from qwen3_embedding.serving.server import Server, load_models
     from qwen3_embedding.serving.settings import ServerSettings, check_truncation
 
     if not embedder and not reranker:
@@ -77,6 +73,12 @@ def command(
             cache_bytes=cache_mb * 2**20,
         ),
     )
+    # What takes seconds to import comes after everything that a caller can get wrong.
+    from qwen3_embedding.inference.embedder import Embedder
+    from qwen3_embedding.inference.reranker import Reranker
+    from qwen3_embedding.serving.run import Address, run
+    from qwen3_embedding.serving.server import Server, load_models
+
     embedders = load_models(
         embedder or [],
         lambda source: Embedder.from_pretrained(
