@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,20 @@ REPORT = "merge-report.json"
 VOCAB_TENSORS = ("embed_tokens.weight", "lm_head.weight")
 FREE_CONFIG = ("dtype", "vocab_size", "max_position_embeddings", "initializer_range", "tie_word_embeddings")
 """Fields of ``config.json`` that may differ between sources: they do not change what a tensor means."""
-COPIED_SUFFIXES = (".json", ".txt", ".jinja", ".model")
+COPIED = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.*",
+    "modules.json",
+    "config_sentence_transformers.json",
+    "sentence_*_config.json",
+)
+"""What belongs to a checkpoint beside its weights; reports and training states of a source do not go along."""
 DISK_RESERVE = 64 * 1024**2
 
 Progress = Callable[[int, int, str], None]
@@ -300,12 +314,7 @@ def _check_disk(folder: Path, needed: int) -> None:
 def _write_other_files(folder: Path, settings: MergeSettings, report: MergeReport, dtype: str | None) -> None:
     origin = settings.models[0]
     for path in sorted(origin.iterdir()):
-        if (
-            path.is_file()
-            and path.suffix in COPIED_SUFFIXES
-            and not path.name.endswith(".index.json")
-            and path.name != REPORT
-        ):
+        if path.is_file() and any(fnmatch(path.name, pattern) for pattern in COPIED):
             shutil.copyfile(path, folder / path.name)
         elif path.is_dir() and re.fullmatch(r"\d+_\w+", path.name):  # sentence-transformers modules
             _copy_module(path, folder / path.name)

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from qwen3_embedding.cli import main
 from tests.support.checkpoints import make_embedder_folder
 
-ROOT = Path(__file__).resolve().parents[2]
+
+class Done:
+    """Exit code and output of one call of the command line."""
+
+    def __init__(self, code: object, out: str, err: str) -> None:
+        self.returncode, self.stdout, self.stderr = code, out, err
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qwen3_embedding", "merge", *arguments]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    def call(*arguments: str, cwd: Path) -> Done:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["qwen3-embedding", "merge", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(ended.value.code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +42,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_merge_prints_a_summary_on_stdout_and_where_it_wrote_on_stderr(workplace: Path) -> None:
+def test_summary_goes_to_stdout_and_the_place_to_stderr(workplace: Path, run: Callable[..., Done]) -> None:
     done = run("recipe.toml", "--json", cwd=workplace)
     assert done.returncode == 0, done.stderr
     summary = json.loads(done.stdout)
@@ -40,7 +52,7 @@ def test_merge_prints_a_summary_on_stdout_and_where_it_wrote_on_stderr(workplace
     assert (workplace / "merged" / "model.safetensors").exists()
 
 
-def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Path) -> None:
+def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Path, run: Callable[..., Done]) -> None:
     wrong = workplace / "wrong.toml"
     wrong.write_text((workplace / "recipe.toml").read_text().replace("slerp", "slurp"))
     done = run("wrong.toml", cwd=workplace)

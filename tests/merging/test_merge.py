@@ -126,6 +126,24 @@ def test_the_result_loads_in_sentence_transformers_and_gives_the_same_vectors(
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
+def test_files_of_the_checkpoint_go_along_and_those_of_its_making_do_not(tmp_path: Path) -> None:
+    sources = [make_reranker_folder(tmp_path / f"run-{seed}", seed=seed) for seed in range(2)]
+    for name in ("merge-search.json", "trainer_state.json", "README.md", "training.toml", "events.out"):
+        (sources[0] / name).write_text("{}")
+    merge(settings(sources, tmp_path / "merged"))
+    assert sorted(path.name for path in (tmp_path / "merged").iterdir()) == [
+        "chat_template.jinja",
+        "config.json",
+        REPORT,
+        WEIGHTS,
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "training.toml",
+    ]
+    for name in ("chat_template.jinja", "config.json", "tokenizer.json"):
+        assert (tmp_path / "merged" / name).read_bytes() == (sources[0] / name).read_bytes()
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_another_type_can_be_asked_for(dtype: Dtype, folders: list[Path], tmp_path: Path) -> None:
     merge(settings(folders, tmp_path / "merged", dtype=dtype))

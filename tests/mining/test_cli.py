@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from qwen3_embedding.cli import main
 from qwen3_embedding.data.files import read_records, write_records
 from qwen3_embedding.data.record import Record
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = """
 records = ["train.jsonl"]
 output = "out/mined.jsonl.gz"
@@ -40,10 +40,23 @@ max_score = 1.0
 """
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qwen3_embedding", "mine", *arguments]
-    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, env=environment, check=False)
+class Done:
+    """Exit code and output of one call of the command line."""
+
+    def __init__(self, code: object, out: str, err: str) -> None:
+        self.returncode, self.stdout, self.stderr = code, out, err
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    def call(*arguments: str, cwd: Path) -> Done:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["qwen3-embedding", "mine", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return Done(ended.value.code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +72,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, embedder_folder: Path, r
     return folder
 
 
-def test_mine_writes_records_and_a_report_and_repeats_from_the_cache(workplace: Path) -> None:
+def test_mine_writes_records_and_a_report_and_repeats_from_the_cache(workplace: Path, run: Callable[..., Done]) -> None:
     done = run("recipe.toml", "--json", cwd=workplace)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
@@ -79,7 +92,7 @@ def test_mine_writes_records_and_a_report_and_repeats_from_the_cache(workplace: 
     assert (workplace / "out" / "mined.jsonl.gz").read_bytes() == before
 
 
-def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Path) -> None:
+def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Path, run: Callable[..., Done]) -> None:
     wrong = workplace / "wrong.toml"
     text = (workplace / "recipe.toml").read_text()
     for change, code, message in (
