@@ -116,6 +116,9 @@ def _problem(record: Record) -> str | None:
         return "positives is empty; wanted at least one text"
     for name in ("positives", "negatives"):
         for number, text in enumerate(getattr(record, name)):
+            # An empty document is a document, and a fair negative; nothing is a positive answer by being empty.
+            if name == "negatives" and text == "":
+                continue
             problem = _text_problem(text, f"{name}[{number}]")
             if problem:
                 return problem
