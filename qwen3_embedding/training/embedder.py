@@ -22,6 +22,7 @@ from qwen3_embedding.training.distributed import Ranks
 from qwen3_embedding.training.export import export_embedder
 from qwen3_embedding.training.losses import graded_loss, labelled_loss
 from qwen3_embedding.training.objective import StepReport
+from qwen3_embedding.training.precision import matmul_precision
 
 
 class EmbedderObjective:
@@ -73,7 +74,7 @@ class EmbedderObjective:
         )
 
     def _encoder(self, run: RunSettings) -> grad_cache.Encode:
-        return autocast_encoder(self.backbone, run)
+        return pooled_encoder(self.backbone, run)
 
     def _loss(self, batch: TrainBatch, vectors: Tensor, settings: ContrastiveSettings, ranks: Ranks) -> LossReport:
         """This rank's share of the loss over the vectors of the global batch."""
@@ -162,11 +163,11 @@ def trainable_backbone(folder: Path, device: torch.device) -> tuple[Backbone, di
     return backbone.train(), extra
 
 
-def autocast_encoder(backbone: Backbone, run: RunSettings) -> grad_cache.Encode:
+def pooled_encoder(backbone: Backbone, run: RunSettings) -> grad_cache.Encode:
     """The backbone's pooled rows, matrix products in the run's precision, the result in fp32."""
 
     def encode(batch: PackedBatch) -> Tensor:
-        with torch.autocast(backbone.device.type, torch.bfloat16, enabled=run.precision == "bfloat16"):
+        with matmul_precision(backbone.device, run.precision):
             return backbone(batch).float()  # type: ignore[no-any-return]
 
     return encode

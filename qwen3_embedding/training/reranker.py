@@ -28,6 +28,7 @@ from qwen3_embedding.training.embedder import trainable_backbone
 from qwen3_embedding.training.export import export_reranker
 from qwen3_embedding.training.losses import distillation_loss, listwise_loss, yes_no_loss
 from qwen3_embedding.training.objective import StepReport
+from qwen3_embedding.training.precision import Precision, matmul_precision
 from qwen3_embedding.training.token_store import chosen_records
 from qwen3_embedding.types import IntArray
 
@@ -151,13 +152,12 @@ class Judge:
         named = dict(self.backbone.named_parameters())
         return named if self.rows is None else {**named, "lm_head.answers": self.rows}
 
-    def log_odds(self, batch: PackedBatch, precision: str) -> Tensor:
+    def log_odds(self, batch: PackedBatch, precision: Precision) -> Tensor:
         """(N,) logit of "yes" minus logit of "no", in fp32; no other row of the vocabulary is multiplied."""
-        with torch.autocast(self.backbone.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        with matmul_precision(self.backbone.device, precision):
             pooled_ND = self.backbone(batch)
-        with torch.autocast(self.backbone.device.type, enabled=False):
-            rows = self.rows if self.rows is not None else self.backbone.embed_tokens.weight[self.answers]
-            return pooled_ND.float() @ (rows[1] - rows[0])  # type: ignore[no-any-return]
+        rows = self.rows if self.rows is not None else self.backbone.embed_tokens.weight[self.answers]
+        return pooled_ND.float() @ (rows[1] - rows[0])  # type: ignore[no-any-return]
 
     def head(self) -> dict[str, Tensor]:
         """The separate head with its trained rows, for export."""
