@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from qwen3_embedding.config import to_mapping
 from qwen3_embedding.errors import DataError, NumericalError
 from qwen3_embedding.merging.merge import merge, merge_record
 from qwen3_embedding.merging.methods import Array
@@ -148,7 +149,7 @@ def search_merge(
 
     found = search_weights(score, len(settings.sources), search, ledger, _identity(settings, objective))
     report = merge(with_weights(settings, found.best.weights, settings.output))
-    write_json(settings.output / SEARCH_REPORT, {"objective": objective, **asdict(search), **found.to_json()})
+    write_json(settings.output / SEARCH_REPORT, {"objective": objective, **to_mapping(search), **found.to_json()})
     return report, found
 
 

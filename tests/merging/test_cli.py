@@ -62,3 +62,45 @@ def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Pa
     done = run("wrong.toml", cwd=workplace)
     assert (done.returncode, done.stdout) == (3, "")
     assert "run-9" in done.stderr
+
+
+def write_task(folder: Path) -> None:
+    texts = ["tides follow the moon", "banks lend money", "leaves turn red", "code has errors", "rivers carry soil"]
+    (folder / "qrels").mkdir(parents=True)
+    lines = [{"_id": f"d{i}", "text": text} for i, text in enumerate(texts)]
+    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    lines = [{"_id": f"q{i}", "text": text.split()[-1]} for i, text in enumerate(texts)]
+    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(len(texts)))
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
+
+
+def test_search_scores_merges_on_held_out_tasks_and_resumes(workplace: Path, run: Callable[..., Done]) -> None:
+    write_task(workplace / "dev" / "small")
+    text = (workplace / "recipe.toml").read_text().replace('"merged"', '"best"')
+    search = '[search]\nfolders = ["dev"]\nevaluations = {}\nstrategy = "random"\n'
+    (workplace / "search.toml").write_text(text + search.format(3))
+    first = run("search.toml", cwd=workplace)
+    assert first.returncode == 0, first.stderr
+    (workplace / "search.toml").write_text(text + search.format(4))
+    done = run("search.toml", "--json", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stderr.splitlines()) == 3  # one new trial, the best, and where it was written
+    stored = json.loads((workplace / "best" / "merge-search.json").read_text())
+    assert len(stored["trials"]) == 4
+    assert stored["best"]["score"] == max(trial["score"] for trial in stored["trials"]) > 0
+    from qwen3_embedding import Embedder
+    from qwen3_embedding.evaluation.run import evaluate
+    from qwen3_embedding.evaluation.tasks import TaskSettings
+
+    again = evaluate(
+        [workplace / "dev"], Embedder.from_pretrained(workplace / "best"), None, TaskSettings(), workplace / "evaluated"
+    )
+    assert again.tasks[0].scores["embedder"]["ndcg@10"] == pytest.approx(stored["best"]["score"])
+
+
+def test_a_search_without_held_out_tasks_is_a_mistake(workplace: Path, run: Callable[..., Done]) -> None:
+    (workplace / "wrong.toml").write_text((workplace / "recipe.toml").read_text() + "[search]\nevaluations = 5\n")
+    done = run("wrong.toml", cwd=workplace)
+    assert done.returncode == 2
+    assert "search" in done.stderr
