@@ -24,6 +24,7 @@ VERBS = (
     "info",
     "serve",
     "evaluate",
+    "reproduce",
     "merge",
     "mine",
     "train",

@@ -57,13 +57,19 @@ class BaseSettings:
 
 
 def make_base(settings: BaseSettings) -> Path:
-    """Train the vocabulary, set the weights, write the checkpoint folder."""
+    """Train the vocabulary, set the weights, write the checkpoint folder.
+
+    The vocabulary, which takes most of the time, stays beside in ``<output>.vocabulary`` and is taken up again from there.
+
+    Raises:
+        ValueError: ``output`` is there already.
+    """
     if settings.output.exists():
         raise ValueError(f"{settings.output} is there already; choose another output or remove it")
-    beside = settings.output.with_name(settings.output.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    write_tokenizer(beside, train_vocabulary(_texts(settings), settings.vocab_size))
-    tokenizer = Tokenizer.from_folder(beside)
+    vocabulary = settings.output.with_name(settings.output.name + ".vocabulary")
+    if not (vocabulary / "tokenizer_config.json").exists():
+        write_tokenizer(vocabulary, train_vocabulary(_texts(settings), settings.vocab_size))
+    tokenizer = Tokenizer.from_folder(vocabulary)
     config = BackboneConfig(
         vocab_size=tokenizer.vocab_size,
         hidden_size=settings.hidden_size,
@@ -75,7 +81,9 @@ def make_base(settings: BaseSettings) -> Path:
         max_position_embeddings=settings.context,
     )
     backbone = averaging_start(Backbone(config), tokenizer.end_id, settings.seed)
-    export_embedder(beside, backbone, beside, "float32", tokenizer.end_id)
+    beside = settings.output.with_name(settings.output.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    export_embedder(beside, backbone, vocabulary, "float32", tokenizer.end_id)
     beside.rename(settings.output)
     return settings.output
 

@@ -33,6 +33,8 @@ class EmbedderObjective:
         self.tokenizer = Tokenizer.from_folder(settings.model)
         self.backbone = trainable_backbone(settings.model, device)[0]
         self.backbone.gradient_checkpointing = settings.run.gradient_checkpointing
+        # A chunk's gradient for the table is its own tokens' rows; as a whole table, every chunk would write all of it.
+        self.backbone.embed_tokens.sparse = True
         self.batches = Batches(settings.data, settings.model, self.tokenizer.end_id, settings.run.seed)
 
     @property
@@ -60,6 +62,7 @@ class EmbedderObjective:
 
         report, gradient = across_ranks(chunks, mine, len(sequences), loss_of, ranks)
         grad_cache.backward_chunks(encode, chunks, gradient)
+        make_dense(self.backbone.embed_tokens.weight)
         loss = ranks.sum(report.loss.detach().clone())
         return StepReport(
             group=batch.group,
@@ -161,6 +164,12 @@ def trainable_backbone(folder: Path, device: torch.device) -> tuple[Backbone, di
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(parameter.detach().clone()))
     return backbone.train(), extra
+
+
+def make_dense(table: nn.Parameter) -> None:
+    """The gradient that the chunks left row by row, as a whole table for the optimizer."""
+    if table.grad is not None and table.grad.is_sparse:
+        table.grad = table.grad.coalesce().to_dense()
 
 
 def pooled_encoder(backbone: Backbone, run: RunSettings) -> grad_cache.Encode:
