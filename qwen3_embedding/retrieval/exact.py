@@ -36,7 +36,7 @@ class ExactIndex(Searchable):
     ) -> None:
         self.embedder, self.reranker = embedder, reranker
         self.k1, self.b = k1, b
-        self._dimensions = dimensions or (embedder.dimensions if embedder else 0)
+        self._dimensions = dimensions if dimensions is not None else embedder.dimensions if embedder else 0
         self._documents: dict[str, Document] = {}
         self._vectors: dict[str, FloatArray] = {}
         self._tokens: dict[str, list[str]] = {}

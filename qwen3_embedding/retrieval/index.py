@@ -50,6 +50,8 @@ _INT8_ROWS = 256
 _STALE_SHARE = 0.1
 """Rows not yet in the text and vector indices are searched one by one; above this share they are merged in."""
 _ID_CHUNK = 1000
+_KEPT_VERSIONS = timedelta(minutes=10)
+"""Readers in other processes may still be at a version of the table this old."""
 
 
 class SearchIndex(Searchable):
@@ -200,12 +202,12 @@ class SearchIndex(Searchable):
         return super().run(queries, plan)
 
     def optimize(self) -> None:
-        """Merge what was added since into the text and vector indices and drop old versions from disk."""
+        """Merge what was added since into the text and vector indices and drop versions older than ten minutes."""
         with _reading(self.folder):
             self._table.create_index("id", config=BTree(), replace=True)
             if self.manifest.first_pass == "int8" and len(self) >= _INT8_ROWS:
                 self._table.create_index("vector", config=IvfSq(distance_type="cosine"), replace=True)
-            self._table.optimize(cleanup_older_than=timedelta(0))
+            self._table.optimize(cleanup_older_than=_KEPT_VERSIONS)
 
     def __repr__(self) -> str:
         model = f"{self.manifest.model!r}, {self.manifest.dimensions} dimensions"
@@ -371,7 +373,9 @@ def _reading(folder: Path) -> Iterator[None]:
     except (Qwen3EmbeddingError, MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # LanceDB raises RuntimeError, ValueError, OSError for torn or missing files alike
-        if isinstance(error, (TypeError, ValueError)) and "lance" not in str(error).lower():
+        if isinstance(error, Warning) or (
+            isinstance(error, (TypeError, ValueError)) and "lance" not in str(error).lower()
+        ):
             raise
         first = next(iter(str(error).splitlines()), type(error).__name__)[:300]
         raise IndexCorruptError(

@@ -76,7 +76,7 @@ def new_manifest(encoder: Encoder, settings: IndexSettings, instruction: str | N
     Raises:
         ValueError: dimensions that the encoder does not have.
     """
-    dimensions = settings.dimensions or encoder.dimensions
+    dimensions = encoder.dimensions if settings.dimensions is None else settings.dimensions
     if not 1 <= dimensions <= encoder.dimensions:
         raise ValueError(f"dimensions={dimensions}; {encoder.name!r} has 1 to {encoder.dimensions}")
     if settings.first_pass == "short" and settings.short_dimensions >= dimensions:

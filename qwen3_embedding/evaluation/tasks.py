@@ -1,0 +1,395 @@
+"""One evaluation task on local data: a folder, an encoder and a scorer in, scores out.
+
+The instruction of a task stands before its queries.  Tasks that have no query side (STS, pair classification,
+classification, clustering) put it before every text, as the published Qwen3 Embedding results do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from qwen3_embedding.evaluation.cache import CachedEncoder, CachedScorer
+from qwen3_embedding.evaluation.collection import (
+    Collection,
+    TaskInfo,
+    read_collection,
+    read_info,
+    read_labelled,
+    read_pairs,
+)
+from qwen3_embedding.evaluation.metrics import (
+    RANKING_METRICS,
+    RankingScores,
+    average_precision,
+    bitext_scores,
+    classification_scores,
+    clustering_scores,
+    evaluate_run,
+    spearman,
+)
+from qwen3_embedding.retrieval.analysis import analyze
+from qwen3_embedding.retrieval.bm25 import Bm25
+from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first, reciprocal_rank_fusion
+from qwen3_embedding.retrieval.search import top_ranking
+from qwen3_embedding.types import FloatArray
+
+Column = Literal["bm25", "embedder", "hybrid", "reranker"]
+COLUMNS: tuple[Column, ...] = get_args(Column)
+Rankings = dict[str, Ranking]
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSettings:
+    """What a score depends on beside models and data."""
+
+    dimensions: int | None = None
+    """Size of the vectors (cut, then normalised); ``None`` the encoder's own."""
+    candidates: int = 100
+    """How many documents of the first stage the reranker orders."""
+    first_stage: Column = "embedder"
+    """Whose ranking the reranker orders."""
+    depth: int = 1000
+    """Documents kept a query, as MTEB keeps them."""
+    instruction: str | None = None
+    """Instead of the task's own; ``""`` for none."""
+    max_queries: int | None = None
+    """A fixed random sample of the queries, for a quick look; scores of samples are no benchmark results."""
+    split: str = "test"
+    fusion: Fusion = field(default_factory=Fusion)
+
+    def __post_init__(self) -> None:
+        for name in ("candidates", "depth", "max_queries"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value}; wanted 1 or more")
+        if self.first_stage not in ("bm25", "embedder", "hybrid"):
+            raise ValueError(f"first_stage={self.first_stage!r}; wanted bm25, embedder or hybrid")
+
+
+@dataclass(frozen=True, slots=True)
+class TaskScores:
+    """The scores of one task: column → metric → value in [0, 1] (spearman in [-1, 1])."""
+
+    name: str
+    kind: str
+    main_metric: str
+    languages: list[str]
+    instruction: str | None
+    definition: str
+    """SHA-256 of the data: scores of different definitions are not compared."""
+    counts: dict[str, int]
+    scores: dict[str, dict[str, float]]
+    per_language: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Column → language → main metric."""
+    speed: dict[str, float | None] = field(default_factory=dict)
+    """``documents_per_s`` and, a column, ``queries_per_s/…``; ``None`` where vectors came from the cache."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Predictions:
+    """What a ranking task ranked: column → query id → ranking, and the scores a query."""
+
+    rankings: dict[str, Rankings] = field(default_factory=dict)
+    per_query: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    """Column → metric → query id → value."""
+
+
+def run_task(
+    folder: Path, encoder: CachedEncoder | None, scorer: CachedScorer | None, settings: TaskSettings, log: Log
+) -> tuple[TaskScores, Predictions]:
+    """Score the models on the data of a folder.
+
+    Args:
+        folder: laid out as :mod:`qwen3_embedding.evaluation.collection` reads it.
+        encoder: ``None`` leaves BM25 (and a reranker over it) in ranking tasks.
+        scorer: ``None`` leaves the reranker's column out.
+        settings: what the scores depend on.
+        log: takes lines of progress.
+
+    Raises:
+        DataError: data that cannot be read or lacks something.
+        NumericalError: vectors or scores that are not finite.
+        ValueError: a task that needs vectors, and no encoder.
+    """
+    started = time.perf_counter()
+    info = read_info(folder)
+    definition = data_hash(folder)
+    task = settings.instruction if settings.instruction is not None else info.instruction
+    predictions = Predictions()
+    if info.kind in ("retrieval", "reranking"):
+        collection = sample_queries(read_collection(folder, settings.split), settings.max_queries)
+        counts, scores, languages, speed, predictions = _rank(info, collection, encoder, scorer, settings, task, log)
+    elif encoder is None:
+        raise ValueError(f"{info.name} is a {info.kind} task and needs an embedder")
+    else:
+        counts, scores, languages = _compare(folder, info, encoder, settings, task)
+        speed = {"queries_per_s/embedder": encoder.queries.rate}
+    result = TaskScores(
+        info.name, info.kind, _metric_name(info.main_metric), list(info.languages), task, definition, counts, scores,
+        languages, speed, time.perf_counter() - started,
+    )  # fmt: skip
+    return result, predictions
+
+
+def data_hash(folder: Path) -> str:
+    """SHA-256 over names and contents of a task's files, licence notes left out."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.suffix in (".json", ".jsonl", ".tsv"):
+            digest.update(f"{path.relative_to(folder).as_posix()}\0{path.stat().st_size}\0".encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def sample_queries(collection: Collection, count: int | None) -> Collection:
+    """A random sample of the queries, the same in every run; all of them where ``count`` is ``None`` or more."""
+    if count is None or count >= len(collection.queries):
+        return collection
+    by_hash = sorted(collection.queries, key=lambda query: hashlib.sha256(query.encode()).digest())
+    chosen = set(by_hash[:count])
+    queries = {query: text for query, text in collection.queries.items() if query in chosen}
+    qrels = {query: grades for query, grades in collection.qrels.items() if query in chosen}
+    return Collection(collection.documents, queries, qrels, collection.candidates, collection.violations)
+
+
+class _Legs:
+    """The two first-stage scorers of a collection: every document scored for a query."""
+
+    def __init__(
+        self,
+        info: TaskInfo,
+        collection: Collection,
+        encoder: CachedEncoder | None,
+        settings: TaskSettings,
+        task: str | None,
+        log: Log,
+    ) -> None:
+        self.collection, self.settings = collection, settings
+        self.ids = list(collection.documents)
+        self.rows = {identity: row for row, identity in enumerate(self.ids)}
+        log(f"{info.name}: {len(self.ids)} documents, {len(collection.queries)} queries")
+        texts = list(collection.documents.values())
+        self.bm25 = Bm25([analyze(text) for text in texts])
+        self.documents_ND: FloatArray | None = None
+        self.queries_QD: FloatArray | None = None
+        if encoder is not None:
+            self.documents_ND = encoder.embed_documents(texts, dimensions=settings.dimensions)
+            queries = list(collection.queries.values())
+            self.queries_QD = encoder.embed_queries(queries, task, dimensions=settings.dimensions)
+
+    def text(self) -> Rankings:
+        """BM25; in reranking tasks every candidate has a place, found or not."""
+        above = -np.inf if self.collection.candidates else 0.0
+        return {
+            query: self._top(query, self.bm25.scores(analyze(text)), above)
+            for query, text in self.collection.queries.items()
+        }
+
+    def dense(self, documents_ND: FloatArray, queries_QD: FloatArray) -> Rankings:
+        """Cosine similarity."""
+        return {
+            query: self._top(query, np.asarray(documents_ND @ vector_D, dtype=np.float32), -np.inf)
+            for query, vector_D in zip(self.collection.queries, queries_QD, strict=True)
+        }
+
+    def _top(self, query: str, scores_N: FloatArray, above: float) -> Ranking:
+        if self.collection.candidates is None:
+            return top_ranking(self.ids, scores_N, self.settings.depth, above)
+        return best_first([(one, float(scores_N[self.rows[one]])) for one in self.collection.candidates[query]])
+
+
+def _rank(
+    info: TaskInfo,
+    collection: Collection,
+    encoder: CachedEncoder | None,
+    scorer: CachedScorer | None,
+    settings: TaskSettings,
+    task: str | None,
+    log: Log,
+) -> tuple[
+    dict[str, int], dict[str, dict[str, float]], dict[str, dict[str, float]], dict[str, float | None], Predictions
+]:
+    legs = _Legs(info, collection, encoder, settings, task, log)
+    rankings: dict[str, Rankings] = {}
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+    rankings["bm25"] = legs.text()
+    seconds["bm25"] = time.perf_counter() - started
+    if legs.documents_ND is not None and legs.queries_QD is not None:
+        started = time.perf_counter()
+        rankings["embedder"] = legs.dense(legs.documents_ND, legs.queries_QD)
+        seconds["embedder"] = time.perf_counter() - started
+        rankings["hybrid"] = _fuse(rankings["embedder"], rankings["bm25"], settings)
+        seconds["hybrid"] = seconds["bm25"] + time.perf_counter() - started
+    if scorer is not None:
+        first = settings.first_stage if settings.first_stage in rankings else "bm25"
+        rankings["reranker"] = _rerank(rankings[first], collection, scorer, settings, task, log, info.name)
+        seconds["reranker"] = seconds[first]
+    scores: dict[str, dict[str, float]] = {}
+    languages: dict[str, dict[str, float]] = {}
+    per_query: dict[str, dict[str, dict[str, float]]] = {}
+    main = _metric_name(info.main_metric)
+    metrics = list(dict.fromkeys([main, *_metrics(info)]))
+    for column, ranking in rankings.items():
+        found = evaluate_run(collection.qrels, _as_run(ranking), metrics)
+        scores[column] = found.mean | _satisfied(ranking, collection)
+        per_query[column] = {metric: dict(values) for metric, values in found.per_query.items()}
+        languages[column] = _by_language(found, main, info)
+    counts = {"documents": len(collection.documents), "queries": len(collection.queries)}
+    speed = _speeds(seconds, len(collection.queries), encoder, scorer, settings)
+    return counts, scores, languages, speed, Predictions(rankings, per_query)
+
+
+def _fuse(dense: Rankings, text: Rankings, settings: TaskSettings) -> Rankings:
+    weights = (settings.fusion.dense_weight, settings.fusion.text_weight)
+    return {
+        query: reciprocal_rank_fusion([dense[query], text[query]], weights, settings.fusion.k)[: settings.depth]
+        for query in dense
+    }
+
+
+def _rerank(
+    first: Rankings,
+    collection: Collection,
+    scorer: CachedScorer,
+    settings: TaskSettings,
+    task: str | None,
+    log: Log,
+    name: str,
+) -> Rankings:
+    """The best candidates in the scorer's order, the rest behind them as they were; equal scores keep their order."""
+    reranked: Rankings = {}
+    told = time.perf_counter()
+    for done, (query, ranking) in enumerate(first.items()):
+        head, tail = ranking[: settings.candidates], ranking[settings.candidates :]
+        texts = [collection.documents[document] for document, _ in head]
+        scores_C = scorer.score(collection.queries[query], texts, task) if texts else np.empty(0, dtype=np.float32)
+        order = [head[i][0] for i in np.argsort(-scores_C, kind="stable")] + [document for document, _ in tail]
+        reranked[query] = [(document, float(len(order) - place)) for place, document in enumerate(order)]
+        if time.perf_counter() - told > 10:
+            told = time.perf_counter()
+            log(f"{name}: reranked {done + 1} of {len(first)} queries")
+    return reranked
+
+
+def _compare(
+    folder: Path, info: TaskInfo, encoder: CachedEncoder, settings: TaskSettings, task: str | None
+) -> tuple[dict[str, int], dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """The tasks that compare vectors with each other or with labels."""
+
+    def embed(texts: Sequence[str]) -> FloatArray:
+        return encoder.embed_queries(texts, task, dimensions=settings.dimensions)
+
+    if info.kind in ("classification", "clustering"):
+        test = read_labelled(folder / "test.jsonl")
+        if info.kind == "clustering":
+            scores = clustering_scores(embed(test.texts), test.labels)
+            return {"texts": len(test.texts)}, {"embedder": scores}, {}
+        train = read_labelled(folder / "train.jsonl")
+        scores = classification_scores(embed(train.texts), train.labels, embed(test.texts), test.labels)
+        return {"train": len(train.texts), "texts": len(test.texts)}, {"embedder": scores}, {}
+    pairs = read_pairs(folder, info.kind)
+    left_ND = embed(pairs.left)
+    right_ND = (
+        encoder.embed_documents(pairs.right, settings.dimensions) if info.kind == "bitext" else embed(pairs.right)
+    )
+    groups = _groups(pairs.languages)
+    values_N = np.array(pairs.values)
+    per_group: dict[str, dict[str, float]] = {}
+    for language, rows in groups.items():
+        if info.kind == "bitext":
+            per_group[language] = bitext_scores(left_ND[rows], right_ND[rows])
+        else:
+            cosines_N = np.einsum("nd,nd->n", left_ND[rows], right_ND[rows])
+            score = spearman if info.kind == "sts" else average_precision
+            per_group[language] = {_metric_name(info.main_metric): score(cosines_N, values_N[rows])}
+    main = _metric_name(info.main_metric)
+    names = list(next(iter(per_group.values())))
+    means = {name: math.fsum(found[name] for found in per_group.values()) / len(per_group) for name in names}
+    languages = {language: found[main] for language, found in per_group.items()} if len(groups) > 1 else {}
+    return {"pairs": len(pairs.left)}, {"embedder": means}, {"embedder": languages} if languages else {}
+
+
+def _groups(languages: Sequence[str]) -> dict[str, list[int]]:
+    groups: dict[str, list[int]] = {}
+    for row, language in enumerate(languages):
+        groups.setdefault(language, []).append(row)
+    return groups
+
+
+def _as_run(rankings: Rankings) -> dict[str, dict[str, float]]:
+    return {query: dict(ranking) for query, ranking in rankings.items()}
+
+
+def _metric_name(name: str) -> str:
+    """``spearman``, ``average_precision`` and the like as they are; ranking metrics in lower case."""
+    return name.lower().replace(" ", "_")
+
+
+def _metrics(info: TaskInfo) -> list[str]:
+    """Recall says nothing where every candidate is ranked."""
+    if info.kind == "reranking":
+        return [metric for metric in RANKING_METRICS if not metric.startswith("recall")]
+    return [*RANKING_METRICS, "recall@20"] if len(info.languages) > 2 else list(RANKING_METRICS)
+
+
+def _by_language(found: RankingScores, metric: str, info: TaskInfo) -> dict[str, float]:
+    """Means by the language that the query's id begins with, where ids do."""
+    groups: dict[str, list[float]] = {}
+    for query, value in found.per_query[metric].items():
+        groups.setdefault(query.split("-")[0], []).append(value)
+    if len(groups) < 2 or not set(groups) <= set(info.languages):
+        return {}
+    return {language: math.fsum(values) / len(values) for language, values in groups.items()}
+
+
+def _satisfied(rankings: Rankings, collection: Collection) -> dict[str, float]:
+    """The share of queries whose best document stands above every one that says the opposite."""
+    if not collection.violations:
+        return {}
+    right = 0
+    for query, opposite in collection.violations.items():
+        place = {document: number for number, (document, _) in enumerate(rankings[query])}
+        grades = collection.qrels[query]
+        best = [document for document, grade in grades.items() if grade == max(grades.values())]
+        last = len(place)
+        right += min(place.get(d, last) for d in best) < min((place.get(d, last) for d in opposite), default=last)
+    return {"satisfied_above_violating": right / len(collection.violations)}
+
+
+def _speeds(
+    seconds: Mapping[str, float],
+    queries: int,
+    encoder: CachedEncoder | None,
+    scorer: CachedScorer | None,
+    settings: TaskSettings,
+) -> dict[str, float | None]:
+    """Queries a second of each column, embedding and reranking within; documents a second of the embedder."""
+    speed: dict[str, float | None] = {}
+    embedding = encoder.queries.rate if encoder else None
+    for column, spent in seconds.items():
+        per_query: float | None = spent / queries
+        needs_vector = column in ("embedder", "hybrid") or (column == "reranker" and settings.first_stage != "bm25")
+        if needs_vector and encoder is not None and per_query is not None:
+            per_query = per_query + 1 / embedding if embedding else None
+        if column == "reranker" and per_query is not None:
+            pairs = scorer.pairs.rate if scorer else None
+            per_query = per_query + settings.candidates / pairs if pairs else None
+        speed[f"queries_per_s/{column}"] = 1 / per_query if per_query else None
+    speed["documents_per_s"] = encoder.documents.rate if encoder else None
+    return speed
+
+
+def jsonable(result: TaskScores) -> dict[str, Any]:
+    """The result as plain values."""
+    return {name: getattr(result, name) for name in TaskScores.__slots__}
