@@ -26,6 +26,7 @@ VERBS = (
     "evaluate",
     "reproduce",
     "merge",
+    "synthesize",
     "mine",
     "train",
 )
