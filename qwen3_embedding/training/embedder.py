@@ -166,7 +166,7 @@ def trainable_backbone(folder: Path, device: torch.device) -> tuple[Backbone, di
     return backbone.train(), extra
 
 
-def make_dense(table: nn.Parameter) -> None:
+def make_dense(table: Tensor) -> None:
     """The gradient that the chunks left row by row, as a whole table for the optimizer."""
     if table.grad is not None and table.grad.is_sparse:
         table.grad = table.grad.coalesce().to_dense()

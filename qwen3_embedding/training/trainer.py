@@ -96,13 +96,12 @@ class Run:
         if self.ranks.first:
             write_run_folder(self.folder, self.settings, self.objective.data_hashes, len(self.parameters))
             log = Log(self.folder / "log.jsonl", done)
-            with Display(steps, done, self.folder, self.settings.run.tensorboard, show) as display:
+            with log, Display(steps, done, self.folder, self.settings.run.tensorboard, show) as display:
                 for step in range(done, steps):
                     entry = self._step(step)
                     if (step + 1) % self.settings.run.log_every == 0 or step + 1 == steps:
                         log.write(entry)
                     display.update(entry)
-            log.close()
         else:
             for step in range(done, steps):
                 self._step(step)

@@ -1,0 +1,251 @@
+"""Runs: what they leave, that they go on exactly, that they stop in time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from qwen3_embedding.config import dump_toml, load_toml
+from qwen3_embedding.errors import CheckpointError, NumericalError
+from qwen3_embedding.training import checkpoint, trainer
+from qwen3_embedding.training.config import OptimizerSettings, TrainingSettings
+from qwen3_embedding.training.embedder import EmbedderObjective
+from qwen3_embedding.training.optimizer import make_optimizer, rate_factor
+from qwen3_embedding.training.trainer import train
+from tests.training.support import settings
+
+
+def losses(run_folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run_folder / "log.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "model.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, embedder_folder: Path) -> TrainingSettings:
+    """A run that nobody stopped."""
+    made = settings(tmp_path_factory.mktemp("trained"), embedder_folder)
+    train(made, show=False)
+    return made
+
+
+def test_the_output_is_a_checkpoint_that_loads(trained: TrainingSettings) -> None:
+    from qwen3_embedding import Embedder
+
+    embedder = Embedder.from_pretrained(trained.output)
+    vectors = embedder.embed_documents(["the river is very old", "a letter"])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    before = Embedder.from_pretrained(trained.model).embed_documents(["the river is very old", "a letter"])
+    assert not np.allclose(vectors, before, atol=1e-3)
+    with (trained.output / "training.toml").open("rb") as file:
+        assert tomllib.load(file)["run"]["steps"] == 8
+    assert load_toml(trained.output / "training.toml", TrainingSettings) == trained
+
+
+def test_the_output_loads_in_sentence_transformers(trained: TrainingSettings) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    from qwen3_embedding import Embedder
+
+    model = SentenceTransformer(str(trained.output), device="cpu", local_files_only=True)
+    theirs = model.encode(["the river is very old"], prompt_name="query")
+    ours = Embedder.from_pretrained(trained.output).embed_queries(["the river is very old"])
+    assert np.allclose(theirs, ours, atol=1e-5)
+
+
+def test_the_run_folder_says_what_was_done(trained: TrainingSettings) -> None:
+    facts = json.loads((trained.folder / "facts.json").read_text())
+    assert facts["version"]
+    assert len(facts["data"]) == 3
+    assert len(facts["model"]) == 64
+    lines = [json.loads(line) for line in (trained.folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    for line in lines:
+        assert np.isfinite(line["loss"])
+        assert 0 <= line["masked_fraction"] <= 1
+        assert line["tokens_per_second"] > 0
+        assert set(line["loss_by_dimension"]) == {"64", "32"}
+    assert [path.name for path in checkpoint.all_checkpoints(trained.folder)] == ["step-00000008"]
+
+
+def test_training_lowers_the_loss(tmp_path: Path, embedder_folder: Path) -> None:
+    made = settings(tmp_path, embedder_folder, run={"steps": 40, "checkpoint_every": 40})
+    made = replace(made, data=replace(made.data, sources=made.data.sources[:1]))
+    train(made, show=False)
+    values = [loss for _, loss in losses(made.folder)]
+    assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
+
+
+def test_a_run_killed_anywhere_goes_on_bit_for_bit(
+    tmp_path: Path, embedder_folder: Path, trained: TrainingSettings
+) -> None:
+    """kill -9 at three moments of one run; the end is that of the run that nobody stopped."""
+    made = replace(trained, output=tmp_path / "out")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(dump_toml(made))
+    code = (
+        "import sys; from qwen3_embedding.training.config import load_settings\n"
+        "import qwen3_embedding.training.trainer as t\n"
+        "step = t.Run._step\n"
+        "def slow(self, number):\n"
+        "    print(number, flush=True)\n"
+        "    return step(self, number)\n"
+        "t.Run._step = slow\n"
+        "t.train(load_settings(sys.argv[1]), show=False)\n"
+    )
+    command = [sys.executable, "-c", code, str(recipe)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    for kill_at in ("1", "4", "7"):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() == kill_at:
+                time.sleep(0.01)
+                process.send_signal(signal.SIGKILL)
+                break
+        process.wait()
+        process.stdout.close()
+        assert process.returncode == -signal.SIGKILL
+        assert not made.output.exists()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train(made, show=False)
+        alone = replace(trained, output=tmp_path / "alone")
+        train(alone, show=False)
+    finally:
+        torch.set_num_threads(threads)
+    assert losses(made.folder) == losses(alone.folder)
+    assert weights(made.output) == weights(alone.output)
+
+
+def test_other_settings_do_not_go_on_with_a_run(tmp_path: Path, trained: TrainingSettings) -> None:
+    changed = replace(
+        trained, output=tmp_path / "out", run_folder=trained.folder, loss=replace(trained.loss, temperature=0.1)
+    )
+    with pytest.raises(CheckpointError, match="begun with loss="):
+        train(changed, show=False)
+    assert not changed.output.exists()
+
+
+def test_a_torn_checkpoint_is_refused(tmp_path: Path, embedder_folder: Path) -> None:
+    made = settings(tmp_path, embedder_folder, run={"steps": 2, "checkpoint_every": 1})
+    train(made, show=False)
+    (last,) = checkpoint.all_checkpoints(made.folder)
+    file = last / "weights.safetensors"
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        train(replace(made, output=tmp_path / "again", run_folder=made.folder), show=False)
+
+
+def test_an_output_that_is_there_is_not_overwritten(trained: TrainingSettings) -> None:
+    before = weights(trained.output)
+    with pytest.raises(ValueError, match="is there already"):
+        train(trained, show=False)
+    assert weights(trained.output) == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(tmp_path, embedder_folder, run={"steps": 6, "checkpoint_every": 1})
+    real = EmbedderObjective.backward
+
+    def poisoned(self: EmbedderObjective, step: int, *rest: object) -> object:
+        if step == 3:  # a weight overflows between two steps
+            with torch.no_grad():
+                self.backbone.norm.weight[0] = torch.inf
+        return real(self, step, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(EmbedderObjective, "backward", poisoned)
+    with pytest.raises(NumericalError, match=r"step 4 .*failed-step-00000003.json"):
+        train(made, show=False)
+    saved = json.loads((made.folder / "failed-step-00000003.json").read_text())
+    assert saved["rows"][0]["query"]
+    assert saved["loss"] == "nan"
+    assert not made.output.exists()
+    (last,) = checkpoint.all_checkpoints(made.folder)
+    assert last.name == "step-00000003"
+    assert all(torch.isfinite(t).all() for t in load_file(last / "weights.safetensors").values())
+    assert [step for step, _ in losses(made.folder)] == [1, 2, 3]
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(
+    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = settings(tmp_path, embedder_folder, run={"steps": 4, "checkpoint_every": 2})
+    real = save_file
+
+    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
+        if "step-00000004" in str(path) and path.name == "optimizer.safetensors":
+            raise OSError(28, "No space left on device")
+        real(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(OSError, match="No space"):
+        train(made, show=False)
+    assert [path.name for path in checkpoint.all_checkpoints(made.folder)] == ["step-00000002"]
+    monkeypatch.undo()
+    train(made, show=False)
+    assert made.output.exists()
+
+
+def test_bf16_products_train_fp32_weights(tmp_path: Path, embedder_folder: Path) -> None:
+    made = settings(tmp_path, embedder_folder, run={"precision": "bfloat16", "steps": 3})
+    objective = EmbedderObjective(made, torch.device("cpu"))
+    exact = trainer.make_objective(replace(made, run=replace(made.run, precision="float32")), torch.device("cpu"))
+    from qwen3_embedding.training.distributed import Ranks
+
+    one = objective.backward(0, made.run, Ranks())
+    other = exact.backward(0, replace(made.run, precision="float32"), Ranks())
+    assert one.loss == pytest.approx(other.loss, rel=0.02)
+    for name, parameter in objective.parameters.items():
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None
+        assert parameter.grad.dtype == torch.float32
+        wanted = exact.parameters[name].grad
+        assert wanted is not None
+        if wanted.norm() > 1e-3:
+            assert torch.nn.functional.cosine_similarity(parameter.grad.flatten(), wanted.flatten(), dim=0) > 0.97, name
+
+
+def test_bf16_weights_are_refused() -> None:
+    layer = torch.nn.Linear(2, 2).bfloat16()
+    with pytest.raises(ValueError, match="trained in float32"):
+        make_optimizer(layer.named_parameters(), OptimizerSettings())
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    made = OptimizerSettings(warmup_steps=4, final=0.1)
+    factors = [rate_factor(step, 20, made) for step in range(20)]
+    assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert all(a >= b for a, b in itertools.pairwise(factors[3:]))
+    assert factors[12] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert rate_factor(20, 20, made) == pytest.approx(0.1)
+    assert rate_factor(12, 20, replace(made, schedule="linear")) == pytest.approx(0.55)
+    assert rate_factor(19, 20, replace(made, schedule="constant")) == 1.0
+
+
+def test_masked_pairs_are_sampled(tmp_path: Path, embedder_folder: Path) -> None:
+    made = settings(tmp_path, embedder_folder, loss={"margin": 0.0}, run={"steps": 3, "masked_samples_every": 1})
+    train(made, show=False)
+    samples = [json.loads(line) for line in (made.folder / "masked.jsonl").read_text().splitlines()]
+    assert samples
+    assert all(sample["dropped_score"] > sample["own_score"] for sample in samples)
+    assert all(sample["dropped"] != sample["own"] for sample in samples)
