@@ -1,0 +1,31 @@
+"""A causal language model in this process."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from qwen3_embedding.synthesis.local import LocalGenerator
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_one_seed_gives_one_text_and_another_prompt_another(reranker_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(reranker_folder, folder)
+    for name in folder.glob("chat_template*"):
+        name.unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": CHATML}))
+    generator = LocalGenerator(str(folder), max_tokens=12, temperature=1.0)
+    assert generator.name == str(folder)
+    first = generator.generate("Name a reef.", system="Be short.", seed=1)
+    assert first == generator.generate("Name a reef.", system="Be short.", seed=1)
+    assert first != generator.generate("Name a reef.", system="Be short.", seed=2)
+    assert first != generator.generate("Name a tree.", system="Be short.", seed=1)
+    greedy = LocalGenerator(str(folder), max_tokens=5, temperature=0.0)
+    assert greedy.generate("Name a reef.", seed=1) == greedy.generate("Name a reef.", seed=2)
