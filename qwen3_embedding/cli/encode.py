@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -43,6 +44,11 @@ def command(
     sink_key: Annotated[
         str | None, typer.Option(envvar="QWEN3_EMBEDDING_SINK_KEY", help="API key of the sinks' server.")
     ] = None,
+    ray: Annotated[
+        str | None, typer.Option(help="Compute on the Ray cluster at this address (auto, HOST:PORT, or local).")
+    ] = None,
+    ray_workers: Annotated[int, typer.Option(help="Ray: actors that compute, each with a copy of the model.")] = 2,
+    ray_gpus: Annotated[float, typer.Option(help="Ray: GPUs of each of them.")] = 0.0,
     repair: Annotated[bool, typer.Option("--repair", help="Compute missing and torn shards again.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only verify every checksum of OUT; exit 1 if one is wrong.")
@@ -79,9 +85,15 @@ def command(
     )
     sinks = [open_sink(address, sink_key) for address in sink or []]
     embedder = Embedder.from_pretrained(model, device, dtype, max_tokens=max_tokens)
+    engine = None
+    if ray is not None:
+        from qwen3_embedding.corpus.ray import RayEngine, RaySettings
+
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # this program sends nothing home
+        engine = RayEngine(RaySettings(ray, ray_workers, ray_gpus, model=model, device=device, dtype=dtype))
     line = ProgressLine()
     try:
-        result = encode(source, out, embedder, settings, report=line)
+        result = encode(source, out, embedder, settings, report=line, engine=engine)
     finally:
         line.close()
     for name in result.ignored:

@@ -17,6 +17,7 @@ from qwen3_embedding.corpus.output import Output, locked
 from qwen3_embedding.corpus.pipeline import Background, prefetch
 from qwen3_embedding.corpus.source import Fingerprint, SourceFile, fingerprint, open_source
 from qwen3_embedding.corpus.window import Encoded, Planner, PlanSettings, TextTokenizer, Window
+from qwen3_embedding.errors import DataError
 from qwen3_embedding.inference.embedder import Embedder, cut_dimensions
 from qwen3_embedding.inference.precision import to_precision
 from qwen3_embedding.types import Precision, Vectors
@@ -100,11 +101,15 @@ class Job:
     settings: EncodeSettings
     max_tokens: int
     dimensions: int
+    first_window: int
+    """Windows that were committed when the job was made."""
 
     def windows(self, tokenizer: TextTokenizer) -> Iterator[Window]:
         """Plan: read, cut into chunks, look for repeats, tokenise."""
         ledger = Ledger.open(self.folder, read_only=True)
         try:
+            if ledger.next_window != self.first_window:
+                raise DataError("the planner was started a second time in one run; repeat the command to resume")
             encode = partial(self._encode, tokenizer)
             yield from Planner(self.files, ledger, self.settings.plan, encode, partial(_count, tokenizer))
         finally:
@@ -175,7 +180,8 @@ def encode(
             changed = output.take_sources(_fingerprints(files.files, known))
             states = {state.name: state for state in output.ledger.files()}
             pairs = tuple((file, states[file.name]) for file in files.files)
-            job = Job(target, pairs, settings, embedder.max_tokens, identity["encoding"]["dimensions"])
+            dimensions, begin = identity["encoding"]["dimensions"], output.ledger.next_window
+            job = Job(target, pairs, settings, embedder.max_tokens, dimensions, begin)
             progress = _run(job, embedder, output, engine or compute_here, report)
             return Result(output.finish(), progress, changed, list(files.ignored))
         finally:
