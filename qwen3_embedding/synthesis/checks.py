@@ -23,7 +23,8 @@ _POINTING = re.compile(
     r"|\bthis (?:function|code|script|class|method)\b|\b(?:code|function|text|passage) above\b"
     r"|\b(?:dieser|diesem|der obige) (?:text|artikel|abschnitt)\b|\b(?:ce|cet|le) (?:texte|passage|extrait|article)\b"
     r"|\b(?:este|el) (?:texto|pasaje|fragmento|artículo)\b|\b(?:данн\w+|этот|этом) (?:текст\w*|отрыв\w+|стать\w+)"
-    r"|(?:这|該|该|本|上述)(?:段|篇)?(?:文章|文本|文字|段落|短文)|(?:この|上記の)(?:文章|本文|記事)|이 (?:글|지문|문서)",
+    r"|(?:这|該|该|本|上述)(?:段|篇)?(?:文章|文本|文字|段落|短文)"
+    r"|(?:この|上記の)(?:文章|本文|記事)|이 (?:글|지문|문서)",
     re.IGNORECASE,
 )
 _UNSPACED = frozenset({"Hani", "Kana", "Thai", "Laoo", "Khmr", "Mymr", "Tibt"})

@@ -26,6 +26,7 @@ from qwen3_embedding.synthesis.pace import Pace
 
 Structured = Literal["auto", "json_schema", "json_object", "none"]
 _WEAKER: dict[Structured, Structured] = {"json_schema": "json_object", "json_object": "none"}
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 _RETRIED = frozenset({408, 409, 425, 429})
 _TOO_LONG = re.compile(r"context (?:length|window|size)|too long|too many tokens|prompt length", re.IGNORECASE)
 _FATAL = frozenset({401, 402, 403, 404, 405})
@@ -106,6 +107,7 @@ class ChatClient:
         self._mode: Structured = "json_schema" if settings.structured == "auto" else settings.structured
         self._settled = settings.structured != "auto"
         self._session: Any = None
+        self._address = f"{settings.url.rstrip('/')}/chat/completions"
         self.retried: dict[str, int] = {}
         """How often a request was repeated, by reason."""
 
@@ -162,11 +164,12 @@ class ChatClient:
         asked = estimate_tokens(request.system) + estimate_tokens(request.prompt)
         await self._pace.wait(asked)
         mode, start = self._mode, time.monotonic()
-        body = json.dumps(self._body(request, mode)).encode()
+        body = _ENCODER.encode(self._body(request, mode)).encode()
         headers = {"X-Request-Id": request.key, "Idempotency-Key": request.key}
-        address = f"{self._settings.url.rstrip('/')}/chat/completions"
         try:
-            async with self._session.post(address, data=body, headers=headers, proxy=self._settings.proxy) as response:
+            async with self._session.post(
+                self._address, data=body, headers=headers, proxy=self._settings.proxy
+            ) as response:
                 status, content, answered = response.status, await response.read(), response.headers
         except TimeoutError:
             raise _TryAgain("timeout") from None

@@ -260,9 +260,11 @@ class Generator:
 
     def _noted(self, unit: Unit, step: str, attempt: int, prompt: str) -> Answer | None:
         noted = [a for a in self._ledger.answers(unit.id) if a.step == step and a.attempt == attempt]
-        fitting = next((answer for answer in noted if answer.prompt_hash == _hash(prompt)), None)
-        if noted and fitting is None:
-            self.progress.stale += 1
+        if not noted:
+            return None
+        asked = _hash(prompt)
+        fitting = next((answer for answer in noted if answer.prompt_hash == asked), None)
+        self.progress.stale += fitting is None
         return fitting
 
     async def _ask_model(self, unit: Unit, template: Template, attempt: int, prompt: str) -> Answer:

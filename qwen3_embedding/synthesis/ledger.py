@@ -14,13 +14,14 @@ import os
 import threading
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from qwen3_embedding.errors import ConfigError, DataError
 
 VERSION = 1
+_ENCODER = json.JSONEncoder(separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,9 @@ class Answer:
     truncated: bool
     tries: int
     seconds: float
+
+
+_ANSWER = tuple(field.name for field in fields(Answer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class Ledger:
 
     def add_answer(self, answer: Answer) -> None:
         """Note an answer; it is safe from a kill when this returns."""
-        self._append({"event": "answer", **asdict(answer)})
+        self._append({"event": "answer", **{name: getattr(answer, name) for name in _ANSWER}})
         self._take_answer(answer)
 
     def end(self, unit: str, pairs: list[dict[str, Any]]) -> None:
@@ -205,7 +209,7 @@ def read_pairs(path: str | Path) -> Iterator[dict[str, Any]]:
 
 def encode_line(event: Mapping[str, Any]) -> bytes:
     """One line of a ledger."""
-    content = json.dumps(event, separators=(",", ":")).encode()
+    content = _ENCODER.encode(event).encode()
     return b"%08x %s\n" % (zlib.crc32(content), content)
 
 

@@ -57,6 +57,9 @@ class Template:
     options: dict[str, dict[str, str]] = field(default_factory=dict)
     """Choices and what each means; ``{{name}}`` in the prompt lists them."""
     examples: tuple[Example, ...] = ()
+    hash: str = field(init=False, compare=False)
+    """16 hex digits over everything that shapes the answer."""
+    _own: dict[str, str] = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         check_schema(self.schema, "schema")
@@ -67,14 +70,8 @@ class Template:
             enum = self.schema["properties"].get(name, {}).get("enum")
             if enum is not None and list(choices) != list(enum):
                 raise ValueError(f"options.{name} has {list(choices)}, but the schema's enum has {list(enum)}")
-
-    @property
-    def hash(self) -> str:
-        """16 hex digits over everything that shapes the answer."""
-        content: list[Any] = [self.name, self.system, self.prompt, self.schema, self.options]
-        content.append([[example.given, example.answer] for example in self.examples])
-        text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+        object.__setattr__(self, "hash", self._hash())
+        object.__setattr__(self, "_own", self._own_values())
 
     def render(self, values: Mapping[str, str]) -> str:
         """The prompt with its placeholders filled.
@@ -84,8 +81,14 @@ class Template:
         """
         if set(values) != set(self.inputs):
             raise ValueError(f"template {self.name!r}: got {sorted(values)}, wanted {sorted(self.inputs)}")
-        known = {**self._own_values(), **values}
+        known = {**self._own, **values}
         return _PLACEHOLDER.sub(lambda match: known[match[1]], self.prompt).strip()
+
+    def _hash(self) -> str:
+        content: list[Any] = [self.name, self.system, self.prompt, self.schema, self.options]
+        content.append([[example.given, example.answer] for example in self.examples])
+        text = json.dumps(content, sort_keys=True, ensure_ascii=False)
+        return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def _own_values(self) -> dict[str, str]:
         lists = {
