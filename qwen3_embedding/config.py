@@ -133,6 +133,9 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if hint is Any:
         return value
     if origin in (typing.Union, types.UnionType):
+        tables = [option for option in args if dataclasses.is_dataclass(option)]
+        if isinstance(value, dict) and len(tables) == 1:  # so that the message is about the key inside
+            return _convert(value, tables[0], where)
         for option in args:
             try:
                 return _convert(value, option, where)
@@ -148,7 +151,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
     if origin is tuple and isinstance(value, list) and len(args) == 2 and args[1] is Ellipsis:
         return tuple(_convert(item, args[0], f"{where}[{i}]") for i, item in enumerate(value))
     if origin is tuple and isinstance(value, list) and len(args) == len(value):
-        return tuple(_convert(item, hint_i, f"{where}[{i}]") for i, (item, hint_i) in enumerate(zip(value, args, strict=True)))
+        pairs = enumerate(zip(value, args, strict=True))
+        return tuple(_convert(item, hint_i, f"{where}[{i}]") for i, (item, hint_i) in pairs)
     if origin is dict and isinstance(value, dict):
         return {key: _convert(item, args[1], f"{where}.{key}") for key, item in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(hint, type) and isinstance(value, dict):

@@ -152,6 +152,6 @@ def _write_backbone(
         },
     )
     tokenizer = Tokenizer.from_folder(folder)
-    backbone = Backbone(tiny_config(tokenizer.vocab_size, **changes)).initialize(seed)
+    backbone = Backbone(tiny_config(**{"vocab_size": tokenizer.vocab_size, **changes})).initialize(seed)
     save_backbone(folder, backbone, dtype, tokenizer.end_id, layout)
     return backbone
