@@ -3,8 +3,8 @@
     python benchmarks/synthesis.py [--units 10000] [--out FILE.json]
 
 Throughput: answers after 50 ms (and after 400 ms), 64 units at a time; ideal is 64 / 0.05 = 1,280 requests a second
-(160).  The ceiling of server and machine is measured beside it, by a client that does nothing but send and receive bytes
-of the same size.  Server and client want a free core each.
+(160).  The ceiling of server and machine is measured beside it, by a client that only sends and receives as many bytes
+as synthesis does.  Server and client want a free core each.
 Faults: 20 % of the answers are bad in one of 14 ways, the process is killed with -9 three times.
 """
 
