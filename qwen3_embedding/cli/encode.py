@@ -90,7 +90,8 @@ def command(
         from qwen3_embedding.corpus.ray import RayEngine, RaySettings
 
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # this program sends nothing home
-        engine = RayEngine(RaySettings(ray, ray_workers, ray_gpus, model=model, device=device, dtype=dtype))
+        reachable = None if Path(model).is_dir() else model  # a hub id or bundled name means the same on every machine
+        engine = RayEngine(RaySettings(ray, ray_workers, ray_gpus, model=reachable, device=device, dtype=dtype))
     line = ProgressLine()
     try:
         result = encode(source, out, embedder, settings, report=line, engine=engine)

@@ -170,8 +170,8 @@ def encode(
         OSError: the disk is full, among others; what is written is kept, and repeating the call goes on there.
     """
     settings = settings or EncodeSettings()
-    target = Path(folder)
-    files = open_source(source)
+    target = Path(folder).absolute()  # engines may work in another directory
+    files = open_source(Path(source).absolute())
     identity = describe(embedder, settings)
     with _room(target), locked(target):
         output = Output.open(target, identity, settings.repair)

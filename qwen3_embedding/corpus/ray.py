@@ -241,7 +241,7 @@ def _unplace(values: list[Any]) -> Place:
 
 
 def _model(job: Job, embedder: Embedder, settings: RaySettings) -> Model:
-    source = settings.model or str(embedder.folder)
+    source = settings.model or str(embedder.folder and embedder.folder.absolute())
     batch_tokens = embedder.runner.settings.batch_tokens
     return Model(job, source, settings.device, settings.dtype, embedder.fingerprint, batch_tokens)
 
