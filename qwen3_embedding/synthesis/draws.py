@@ -56,6 +56,11 @@ class Draws:
         return next(item for item, weight in zip(reversed(items), reversed(weights), strict=True) if weight > 0)
 
     def sample(self, purpose: str, items: Sequence[T], count: int) -> list[T]:
-        """``count`` different items (all, where there are fewer), in an order of their own."""
-        order = sorted(range(len(items)), key=lambda index: self.bits(f"{purpose}/{index}"))
-        return [items[index] for index in order[:count]]
+        """``count`` different items (all, where there are fewer), in an order of their own: a partial shuffle."""
+        moved: dict[int, int] = {}
+        picked = []
+        for at in range(min(count, len(items))):
+            other = self.integer(f"{purpose}/{at}", at, len(items) - 1)
+            picked.append(items[moved.get(other, other)])
+            moved[other] = moved.get(at, at)
+        return picked
