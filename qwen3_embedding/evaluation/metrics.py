@@ -98,7 +98,7 @@ def bitext_scores(sources_ND: FloatArray, targets_ND: FloatArray) -> dict[str, f
 
     Returns:
         ``accuracy`` (a target with the same vector as the right one counts as right, whichever comes first) and ``f1``
-        as MTEB has it (macro over the targets, weighted by how often each is right).
+        as MTEB has it (of each target, weighted by how often it is right).
     """
     if sources_ND.shape != targets_ND.shape or not len(sources_ND):
         raise ValueError(f"sources {sources_ND.shape} and targets {targets_ND.shape}; wanted the same shape, not empty")

@@ -58,6 +58,8 @@ class Manifest:
     version: int
     analysis: int
     model: str
+    source: str | None
+    """Folder that the model was loaded from."""
     fingerprint: str | None
     dimensions: int
     instruction: str | None
@@ -89,6 +91,7 @@ def new_manifest(encoder: Encoder, settings: IndexSettings, instruction: str | N
         version=VERSION,
         analysis=ANALYSIS_VERSION,
         model=encoder.name,
+        source=_folder(encoder),
         fingerprint=_fingerprint(encoder),
         dimensions=dimensions,
         instruction=instruction,
@@ -141,6 +144,13 @@ def read_manifest(folder: Path) -> Manifest:
     return _checked(raw, path)
 
 
+def model_source(manifest: Manifest) -> str:
+    """From where to load the model again: the folder, while it is there, else the name."""
+    if manifest.source is not None and Path(manifest.source).is_dir():
+        return manifest.source
+    return manifest.model
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write beside, then replace: a reader finds the old manifest or the new one, never half of one."""
     path = folder / FILE
@@ -177,6 +187,11 @@ def _checked(raw: Any, path: Path) -> Manifest:
 def _fingerprint(encoder: Encoder) -> str | None:
     found = getattr(encoder, "fingerprint", None)
     return found if isinstance(found, str) else None
+
+
+def _folder(encoder: Encoder) -> str | None:
+    found = getattr(encoder, "folder", None)
+    return str(found.resolve()) if isinstance(found, Path) else None
 
 
 def _probe(encoder: Encoder, dimensions: int) -> FloatArray:

@@ -1,0 +1,61 @@
+"""``search``: ask a search index."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from qwen3_embedding.cli.common import Device, DType, HubName, Json, Offline, hub
+
+
+def command(
+    index: Annotated[Path, typer.Argument(help="Folder of the index.")],
+    query: Annotated[str, typer.Argument(help="What to look for; nothing in it is query syntax.")],
+    top_k: Annotated[int, typer.Option("--top-k", help="How many hits.")] = 10,
+    mode: Annotated[
+        Literal["dense", "text", "hybrid"], typer.Option(help="Vectors, full text (BM25), or both.")
+    ] = "dense",
+    candidates: Annotated[int, typer.Option(help="Documents that each leg brings to fusion and reranker.")] = 100,
+    reranker: Annotated[str | None, typer.Option(help="Reranker: folder, hub id, or bundled name.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Embedder, where it is not where it was.")] = None,
+    instruction: Annotated[str | None, typer.Option(help="The task; default: the index's own, or web search.")] = None,
+    where: Annotated[
+        str | None, typer.Option(help='Conditions, JSON: \'{"language": "de", "year": {"gte": 2020}}\'')
+    ] = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    hub_name: HubName = "huggingface",
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Search an index and print the hits, best first."""
+    from qwen3_embedding.inference.embedder import Embedder
+    from qwen3_embedding.inference.reranker import Reranker
+    from qwen3_embedding.retrieval.index import SearchIndex
+    from qwen3_embedding.retrieval.manifest import model_source, read_manifest
+    from qwen3_embedding.retrieval.search import Plan
+
+    conditions = None if where is None else json.loads(where)
+    plan = Plan(top_k, candidates, mode, reranker is not None, instruction, conditions)
+    source = model or model_source(read_manifest(index))
+    needs_vectors = mode != "text"
+    embedder = (
+        Embedder.from_pretrained(source, device, dtype, offline=offline, hub=hub(hub_name)) if needs_vectors else None
+    )
+    scorer = Reranker.from_pretrained(reranker, device, dtype, offline=offline, hub=hub(hub_name)) if reranker else None
+    results = SearchIndex.open(index, embedder, scorer).run([query], plan)
+    if as_json:
+        timing = {**asdict(results.timing), "total_s": results.timing.total_s}
+        hits = [asdict(hit) for hit in results.hits[0]]
+        print(json.dumps({"query": query, "hits": hits, "timing": timing}, ensure_ascii=False))
+        return
+    for hit in results.hits[0]:
+        print(f"{hit.score:.4f}  {hit.id}  {' '.join(hit.text.split())[:160]}")
+    spent = results.timing
+    parts = f"embed {spent.embed_s * 1e3:.0f}, retrieve {spent.retrieve_s * 1e3:.0f}, rerank {spent.rerank_s * 1e3:.0f}"
+    print(f"{spent.total_s * 1e3:.0f} ms: {parts}", file=sys.stderr)
