@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -127,7 +127,8 @@ class Job:
         return tokenizer.encode_queries(texts, instruction, self.max_tokens)
 
 
-Engine = Callable[[Job, Embedder], Iterator[tuple[Window, Vectors]]]
+Computed = Generator[tuple[Window, Vectors], None, None]
+Engine = Callable[[Job, Embedder], Computed]
 """Plans a job and computes its windows, in order."""
 
 Report = Callable[[Progress], None]
@@ -188,7 +189,7 @@ def encode(
             output.close()
 
 
-def compute_here(job: Job, embedder: Embedder) -> Iterator[tuple[Window, Vectors]]:
+def compute_here(job: Job, embedder: Embedder) -> Computed:
     """The engine of one process: a thread reads and tokenises ahead."""
     with prefetch(lambda: job.windows(embedder.tokenizer), depth=2) as windows:
         for window in windows:
@@ -230,8 +231,8 @@ def _run(job: Job, embedder: Embedder, output: Output, engine: Engine, report: R
         if report is not None:
             report(progress)
 
-    with Background(write, depth=2) as writer:
-        for item in engine(job, embedder):
+    with closing(engine(job, embedder)) as items, Background(write, depth=1) as writer:
+        for item in items:
             writer.put(item)
     return progress
 

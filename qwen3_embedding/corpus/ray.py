@@ -8,7 +8,7 @@ single process.  A lost actor is replaced and its window computed again; a lost 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,13 +16,12 @@ import numpy as np
 import pyarrow as pa
 
 from qwen3_embedding.corpus.chunker import Chunk
-from qwen3_embedding.corpus.encode import Job
+from qwen3_embedding.corpus.encode import Computed, Job
 from qwen3_embedding.corpus.ledger import Place
 from qwen3_embedding.corpus.window import Row, TextTokenizer, Window
 from qwen3_embedding.errors import CheckpointError, Qwen3EmbeddingError
 from qwen3_embedding.inference.embedder import Embedder
 from qwen3_embedding.optional import require
-from qwen3_embedding.types import Vectors
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class RayEngine:
     def __init__(self, settings: RaySettings) -> None:
         self.settings = settings
 
-    def __call__(self, job: Job, embedder: Embedder) -> Iterator[tuple[Window, Vectors]]:
+    def __call__(self, job: Job, embedder: Embedder) -> Computed:
         """The windows of a job with their vectors, in order."""
         ray = require("ray", extra="scale")
         require("ray.data", extra="scale")
@@ -70,7 +69,7 @@ class RayEngine:
         ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
         return True
 
-    def _stream(self, ray: Any, job: Job, embedder: Embedder) -> Iterator[tuple[Window, Vectors]]:
+    def _stream(self, ray: Any, job: Job, embedder: Embedder) -> Computed:
         context = ray.data.DataContext.get_current()
         before = (context.execution_options.preserve_order, context.target_max_block_size, context.enable_progress_bars)
         context.execution_options.preserve_order = True

@@ -138,7 +138,7 @@ def read_file(
                     "--on-error skip)"
                 )
             yield item
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the system's fault (no permission, no such file), not the format's
         raise DataError(f"{file.path}: torn, or not {file.format}: {error}") from error

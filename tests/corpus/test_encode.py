@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 
@@ -313,6 +314,21 @@ def test_what_an_interrupted_run_left_is_removed(corpus: Path, tmp_path: Path, e
     encode(corpus, out, embedder, small())
     assert files_of(out) == before
     assert not list(out.glob("*.partial"))
+
+
+def test_a_file_that_may_not_grow_is_a_clear_error_and_loses_nothing(tmp_path: Path, embedder: Embedder) -> None:
+    source = write_jsonl(tmp_path / "c.jsonl", repeating(700, 60))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (120_000, hard))  # less than a shard of 512 rows
+    try:
+        with pytest.raises(OSError, match=r"no room left .* free some space and repeat"):
+            encode(source, tmp_path / "out", embedder, small(rows=512))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list((tmp_path / "out").glob("*.partial"))
+    encode(source, tmp_path / "out", embedder, small(rows=512))
+    encode(source, tmp_path / "whole", embedder, small(rows=512))
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")
 
 
 @pytest.mark.skipif(

@@ -23,7 +23,7 @@ from qwen3_embedding.inference.embedder import Embedder
 from tests.corpus.support import files_of, repeating, small, write_jsonl
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # half a minute on an idle machine
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # Ray starts many processes
 
 
 @pytest.fixture(scope="module")

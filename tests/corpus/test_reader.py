@@ -161,6 +161,13 @@ def test_a_missing_column_of_a_columnar_file_is_named(tmp_path: Path) -> None:
         _read(_parquet(tmp_path / "a.parquet"), ReadOptions(text_columns=("body",)))
 
 
+def test_a_column_that_is_not_unicode_is_named(tmp_path: Path) -> None:
+    raw = pa.array([b"good", b"\xff\xfe"], pa.binary()).view(pa.string())
+    pa.parquet.write_table(pa.table({"text": raw}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match=r"a\.parquet: torn, or not parquet"):
+        _read(tmp_path / "a.parquet")
+
+
 def test_a_folder_of_texts(tmp_path: Path) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "b.txt").write_text("two\nlines", encoding="utf-8")
