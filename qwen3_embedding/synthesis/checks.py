@@ -10,7 +10,8 @@ from qwen3_embedding.synthesis.detect import agreement, script_counts
 
 _TALK = re.compile(
     r"\bas an ai\b|\blanguage model\b|\bi (?:cannot|can't|am unable to|won't) (?:help|assist|answer|comply|provide)"
-    r"|\bi(?:'m| am) sorry\b|\bjson\b|\bignore (?:all |any )?(?:the )?(?:previous|prior|above)\b|\bsystem prompt\b"
+    r"|\bi(?:'m| am) sorry\b|\bvalid json\b|\bjson (?:object|output|response)\b"
+    r"|\bignore (?:all |any )?(?:the )?(?:previous|prior|above)\b|\bsystem prompt\b"
     r"|\{\{|>>> (?:passage|material)|<<< (?:passage|material)|\bquestion_type\b|\bas requested\b"
     r"|\bhere is (?:the|a|your) "
     r"|<\|im_(?:start|end)\||</?think>",

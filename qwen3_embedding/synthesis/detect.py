@@ -110,6 +110,8 @@ _CLOSE: tuple[frozenset[str], ...] = tuple(
     )
 )
 _BETWEEN = re.compile(r"[\s\d_.,;:!?…\"“”„«»()\[\]{}<>|/\\+=*&^%$#@~`।॥،؛؟、。！？·—–]+")
+_SAMPLE = 2000
+"""Characters of a text that are looked at."""
 _HEAVY = {"Hani": 2.5, "Kana": 1.5, "Hang": 2.0}
 """One such sign stands for several letters."""
 _MARKUP = re.compile(r"https?://\S+|<[^<>]{1,80}>|`[^`]*`")
@@ -131,7 +133,7 @@ def script_counts(text: str) -> dict[str, int]:
 
 def detect_language(text: str) -> str | None:
     """The language of a text, or ``None`` where it is not clear."""
-    sample = _MARKUP.sub(" ", text[:4000])
+    sample = _MARKUP.sub(" ", text[:_SAMPLE])
     counts = _weighted(script_counts(sample))
     total = sum(counts.values())
     if total < 2:
@@ -150,7 +152,7 @@ def detect_language(text: str) -> str | None:
 def agreement(text: str, code: str) -> Agreement:
     """Whether a text is in a language: ``no`` only where that is clear."""
     known = languages().get(code)
-    counts = _weighted(script_counts(_MARKUP.sub(" ", text)))
+    counts = _weighted(script_counts(_MARKUP.sub(" ", text[:_SAMPLE])))
     total = sum(counts.values())
     if known is None or total < 2:
         return "unknown"
@@ -203,14 +205,11 @@ def _by_words(text: str, script: str) -> str | None:
     words = _words(text)
     if not words:
         return None
-    pool = _SIGNS.get(script)
     scores: dict[str, float] = {}
-    for code, common in _stopwords().items():
-        home = languages()[code].script
-        if (pool is not None and code in pool) or (pool is None and home == script):
-            hits = [word for word in words if word in common]
-            scores[code] = sum(common[word] for word in hits)
-    ranked = sorted(scores, key=lambda code: -scores[code])
+    for word in words:
+        for code, weight in _owners(script).get(word, ()):
+            scores[code] = scores.get(code, 0.0) + weight
+    ranked = sorted(scores, key=lambda code: (-scores[code], code))
     if not ranked or scores[ranked[0]] <= 0:
         return None
     best = scores[ranked[0]]
@@ -229,6 +228,17 @@ def _evidence(text: str, code: str) -> int:
 def _words(text: str) -> list[str]:
     parts = (part.strip("'’-") for part in _BETWEEN.split(text.casefold())[:400])
     return [part.replace("’", "'") for part in parts if part]
+
+
+@lru_cache(maxsize=64)
+def _owners(script: str) -> dict[str, list[tuple[str, float]]]:
+    """Common words of the languages of a script: which languages have the word, and its weight."""
+    pool = _SIGNS.get(script) or {code for code in _stopwords() if languages()[code].script == script}
+    owners: dict[str, list[tuple[str, float]]] = {}
+    for code in pool & _stopwords().keys():
+        for word, weight in _stopwords()[code].items():
+            owners.setdefault(word, []).append((code, weight))
+    return owners
 
 
 @lru_cache(maxsize=1)

@@ -292,6 +292,7 @@ class Generator:
             "document_hash": unit.document.hash,
             "model": self._model.name,
             "seed": self._settings.seed,
+            "settings": self._ledger.settings,
             "personas": self._personas.how,
             "steps": log,
             "choices": dict(draft.choices),

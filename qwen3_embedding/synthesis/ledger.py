@@ -9,6 +9,7 @@ the middle is an error.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import threading
@@ -84,7 +85,12 @@ class Ledger:
         self.totals = Totals()
         self.pairs = 0
         self.torn_bytes = 0
+        self.settings = settings_hash(fingerprint)
         self._answers: dict[str, list[Answer]] = {}
+        self._sync_seconds = sync_seconds
+        self._dirty = threading.Event()
+        self._closing = threading.Event()
+        self._size = 0
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
             self._lock()
@@ -92,9 +98,6 @@ class Ledger:
         except BaseException:
             os.close(self._file)
             raise
-        self._sync_seconds = sync_seconds
-        self._dirty = threading.Event()
-        self._closing = threading.Event()
         self._syncer = threading.Thread(target=self._sync_now_and_then, name="ledger-sync", daemon=True)
         if sync_seconds > 0:
             self._syncer.start()
@@ -139,9 +142,14 @@ class Ledger:
 
     def _append(self, event: Mapping[str, Any]) -> None:
         line = encode_line(event)
-        written = os.write(self._file, line)
-        while written < len(line):
-            written += os.write(self._file, line[written:])
+        try:
+            written = os.write(self._file, line)
+            while written < len(line):
+                written += os.write(self._file, line[written:])
+        except OSError:
+            os.ftruncate(self._file, self._size)
+            raise
+        self._size += len(line)
         if self._sync_seconds > 0:
             self._dirty.set()
         else:
@@ -169,11 +177,12 @@ class Ledger:
         if good < size:
             self.torn_bytes = size - good
             os.ftruncate(self._file, good)
+        self._size = good
         if good == 0:
             self._write_head(fingerprint)
 
     def _write_head(self, fingerprint: Mapping[str, Any]) -> None:
-        os.write(self._file, encode_line({"event": "run", "version": VERSION, "fingerprint": fingerprint}))
+        self._append({"event": "run", "version": VERSION, "fingerprint": fingerprint})
         os.fsync(self._file)
 
     def _take(self, event: dict[str, Any], fingerprint: Mapping[str, Any], first: bool) -> None:
@@ -194,6 +203,12 @@ class Ledger:
         self._answers.pop(event["unit"], None)
         if "reason" in event:
             self.failures[event["reason"]] = self.failures.get(event["reason"], 0) + 1
+
+
+def settings_hash(fingerprint: Mapping[str, Any]) -> str:
+    """16 hex digits over what the answers of a ledger depend on."""
+    content = json.dumps(fingerprint, sort_keys=True).encode()
+    return hashlib.blake2b(content, digest_size=8).hexdigest()
 
 
 def read_pairs(path: str | Path) -> Iterator[dict[str, Any]]:

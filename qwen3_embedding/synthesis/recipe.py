@@ -265,6 +265,7 @@ class Synthesis:
         """What the report says about generation; over all runs of the folder where the ledger knows it."""
         totals = ledger.totals
         facts = {
+            "settings": ledger.settings,
             "units ended": len(ledger.ended),
             "units without pairs": dict(ledger.failures),
             "units left open": progress.unavailable,
@@ -276,6 +277,7 @@ class Synthesis:
             "structured output": client.structured if client else "none",
             "requests repeated in the last run": dict(client.retried) if client else {},
         }
+        facts["answers depend on"] = self._fingerprint()
         _write_text(self.recipe.out / "run.json", json.dumps(facts, indent=1) + "\n")
 
     def _facts(self) -> dict[str, Any]:

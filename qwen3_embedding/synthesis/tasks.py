@@ -6,6 +6,7 @@ So a task reads from top to bottom, and knows nothing of servers, retries or led
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -93,6 +94,9 @@ class Craft:
 
 Script = Generator[Ask, dict[str, Any], list[Draft]]
 
+_CONTROL = re.compile(
+    r"<([|｜][^<>|｜\s]{1,40}[|｜]|/?(?:s|think|tool_call|start_of_turn|end_of_turn))>", re.IGNORECASE
+)
 _LENGTHS: dict[str, tuple[int, int]] = {
     "keywords": (2, 6),
     "acquire_knowledge": (6, 20),
@@ -396,11 +400,14 @@ def to_record(draft: Draft, source: str) -> Record:
 
 
 def _passage(unit: Unit) -> dict[str, str]:
-    """The document and the mark of the lines around it, which the document itself cannot hold."""
+    """The document and the mark of the lines around it, which the document itself cannot hold.
+
+    Strings that chat templates use as control tokens are loosened, because many servers read them in a message's text.
+    """
     number = 0
     while (mark := f"{unit.draws.bits(f'mark/{number}') & 0xFFFFFFFF:08x}") in unit.document.text:
         number += 1
-    return {"passage": unit.document.text, "mark": mark}
+    return {"passage": _CONTROL.sub(r"< \1 >", unit.document.text), "mark": mark}
 
 
 def _pair_language(query: str | None, positive: str | None) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import time
+from email.utils import formatdate
 
 import pytest
 
 from qwen3_embedding.errors import RemoteError
-from qwen3_embedding.synthesis.client import ChatClient, EndpointSettings
+from qwen3_embedding.synthesis.client import ChatClient, EndpointSettings, _retry_after
 from qwen3_embedding.synthesis.completion import Completion, RefusedError, Request, UnavailableError
 from qwen3_embedding.synthesis.parse import parse_answer
 from qwen3_embedding.synthesis.template import load_templates
@@ -119,6 +120,16 @@ def test_tokens_are_the_servers_count() -> None:
     assert not completion.estimated
     assert completion.input_tokens == len("prompt 0") // 4
     assert completion.output_tokens == len(completion.text) // 4
+
+
+def test_retry_after_may_be_a_number_or_a_date_and_is_never_too_long() -> None:
+    assert _retry_after("3", 60) == 3
+    assert _retry_after("1e9", 60) == 60
+    assert _retry_after("-4", 60) == 0
+    assert _retry_after(formatdate(time.time() + 30, usegmt=True), 60) == pytest.approx(29.5, abs=1.5)
+    assert _retry_after("Wed, 21 Oct 2015 07:28:00 GMT", 60) == 0
+    for nothing in (None, "soon", "nan", ""):
+        assert _retry_after(nothing, 60) is None
 
 
 def test_settings_say_what_is_wrong() -> None:

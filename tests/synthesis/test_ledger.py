@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,3 +96,21 @@ def test_a_line_knows_when_it_is_damaged() -> None:
     for at in range(len(line)):
         assert decode_line(line[:at] + bytes([line[at] ^ 1]) + line[at + 1 :]) is None
         assert decode_line(line[:at]) is None
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "ledger"
+    with Ledger(path, PRINT) as ledger:
+        ledger.add_answer(ANSWER)
+        before = path.stat().st_size
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before + 50, hard))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                ledger.add_answer(replace(ANSWER, unit="u2"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        assert path.stat().st_size == before
+        ledger.end("u1", [])
+    with Ledger(path, PRINT) as ledger:
+        assert (ledger.ended, ledger.torn_bytes) == ({"u1": False}, 0)
