@@ -98,7 +98,7 @@ def faults(folder: Path, units: int) -> dict[str, Any]:
     server = ("--log", str(log), "--faults", "0.2", "--delay", "0.01", "--retry-after", "0.05", "--slow", "1.5")
     with serving(*server) as url:
         values = {"documents": documents, "out": out, "url": url, "concurrency": CONCURRENCY}
-        recipe.write_text(RECIPE.format(**values).replace("timeout = 0.5", "timeout = 1.0"))
+        recipe.write_text(RECIPE.format(**values).replace("timeout = 30.0", "timeout = 1.0"))
         for share in (0.15, 0.5, 1.1):
             kill_after(recipe, ledger, int(units * share))
         subprocess.run(command(recipe, "--no-filter"), check=True, stderr=subprocess.DEVNULL)
