@@ -25,6 +25,7 @@ VERBS = (
     "serve",
     "evaluate",
     "reproduce",
+    "report",
     "merge",
     "synthesize",
     "mine",
