@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from qwen3_embedding.cli.common import Device, DType, HubName, Json, Offline, Quiet, Revision, hub, print_table
 
+if TYPE_CHECKING:
+    from qwen3_embedding.types import Encoder, Scorer
+
 
 def command(
     folders: Annotated[list[Path], typer.Argument(help="Tasks (docs/evaluation.md), or folders of tasks.")],
-    embedder: Annotated[str, typer.Option(help="Folder, hub id, or bundled name.")] = "nano-embedding",
-    reranker: Annotated[str | None, typer.Option(help="Reranker: folder, hub id, or bundled name.")] = None,
+    embedder: Annotated[str, typer.Option(help="Folder, hub id, bundled name, or URL of a server.")] = "nano-embedding",
+    reranker: Annotated[str | None, typer.Option(help="Folder, hub id, bundled name, or URL of a server.")] = None,
     out: Annotated[Path, typer.Option(help="Results go here; the same command again resumes.")] = Path("runs/evaluate"),
     candidates: Annotated[int, typer.Option(help="Documents that the reranker orders.")] = 100,
     first_stage: Annotated[
@@ -28,6 +31,7 @@ def command(
     cache: Annotated[
         Path | None, typer.Option(help="File of kept vectors; default: cache.sqlite beside --out.")
     ] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="QWEN3_EMBEDDING_API_KEY", help="For servers.")] = None,
     device: Device = "auto",
     dtype: DType = "auto",
     revision: Revision = None,
@@ -40,8 +44,6 @@ def command(
     from qwen3_embedding.evaluation.run import evaluate
     from qwen3_embedding.evaluation.tables import score_rows
     from qwen3_embedding.evaluation.tasks import TaskSettings
-    from qwen3_embedding.inference.embedder import Embedder
-    from qwen3_embedding.inference.reranker import Reranker
 
     settings = TaskSettings(
         dimensions=dimensions,
@@ -51,8 +53,8 @@ def command(
         max_queries=max_queries,
         split=split,
     )
-    encoder = Embedder.from_pretrained(embedder, device, dtype, revision, offline=offline, hub=hub(hub_name))
-    scorer = Reranker.from_pretrained(reranker, device, dtype, offline=offline, hub=hub(hub_name)) if reranker else None
+    encoder = _embedder(embedder, api_key, device, dtype, revision, offline=offline, hub=hub(hub_name))
+    scorer = _reranker(reranker, api_key, device, dtype, offline=offline, hub=hub(hub_name)) if reranker else None
     log = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
     evaluation = evaluate(folders, encoder, scorer, settings, out, cache, log)
     if as_json:
@@ -63,3 +65,27 @@ def command(
         rows, headers, title=f"{evaluation.embedder}{' + ' + evaluation.reranker if evaluation.reranker else ''}"
     )
     print(f"wrote {out / 'report.json'}", file=sys.stderr)
+
+
+def _is_url(name: str) -> bool:
+    return name.startswith(("http://", "https://"))
+
+
+def _embedder(name: str, api_key: str | None, *where: Any, **more: Any) -> Encoder:
+    if _is_url(name):
+        from qwen3_embedding.serving.client import RemoteEmbedder
+
+        return RemoteEmbedder(name, api_key=api_key)
+    from qwen3_embedding.inference.embedder import Embedder
+
+    return Embedder.from_pretrained(name, *where, **more)
+
+
+def _reranker(name: str, api_key: str | None, *where: Any, **more: Any) -> Scorer:
+    if _is_url(name):
+        from qwen3_embedding.serving.client import RemoteReranker
+
+        return RemoteReranker(name, api_key=api_key)
+    from qwen3_embedding.inference.reranker import Reranker
+
+    return Reranker.from_pretrained(name, *where, **more)

@@ -18,6 +18,9 @@ from qwen3_embedding.types import Encoder, FloatArray, Precision, Scorer
 
 Embed = Callable[[list[str]], FloatArray]
 
+_PROBE = "One text, to see whether this is still the same model. 同一个模型吗？"
+_SAME_MODEL = 0.98
+
 _LOOKUP = 500
 """Keys asked for in one statement: under SQLite's limit of 999 variables in old builds."""
 
@@ -194,6 +197,26 @@ class CachedScorer:
             self.score(query, [document], instruction)[0] for query, document in zip(queries, documents, strict=True)
         ]
         return np.array(scores, dtype=np.float32)
+
+
+def check_same_model(encoder: Encoder, cache: ArrayCache) -> None:
+    """Refuse an encoder known by its name alone (a server, say) that gives other vectors than those in the cache.
+
+    Raises:
+        ValueError: another model under the same name.
+    """
+    if not identity(encoder).startswith("name:"):
+        return
+    key = _key(identity(encoder), "probe", _PROBE)
+    vector_D = unit_vectors(encoder.embed_documents([_PROBE]), 1, encoder.dimensions, encoder.name)[0]
+    kept = cache.get([key]).get(key)
+    if kept is None:
+        cache.put([key], [vector_D])
+    elif kept.shape != vector_D.shape or float(kept @ vector_D) < _SAME_MODEL:
+        raise ValueError(
+            f"{encoder.name!r} gives other vectors than when {cache.path} was filled; it is another model now: "
+            "use another cache and another folder for the results"
+        )
 
 
 def identity(model: Encoder | Scorer) -> str:

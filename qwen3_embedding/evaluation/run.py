@@ -14,7 +14,7 @@ from typing import Any
 
 from qwen3_embedding.config import from_mapping
 from qwen3_embedding.errors import ConfigError, DataError
-from qwen3_embedding.evaluation.cache import ArrayCache, CachedEncoder, CachedScorer, identity
+from qwen3_embedding.evaluation.cache import ArrayCache, CachedEncoder, CachedScorer, check_same_model, identity
 from qwen3_embedding.evaluation.collection import TaskInfo, read_info
 from qwen3_embedding.evaluation.environment import commit, hardware
 from qwen3_embedding.evaluation.results import Report, TaskResult, library_versions, now
@@ -123,7 +123,7 @@ def evaluate(
 
     Raises:
         DataError: data that cannot be read, lacks something, or changed since ``out`` was begun.
-        ValueError: ``out`` holds an evaluation of other models or settings.
+        ValueError: ``out`` holds an evaluation of other models or settings; another model under a known name.
         NumericalError: vectors or scores that are not finite.
     """
     out = Path(out)
@@ -140,6 +140,8 @@ def evaluate(
     sizes = [sum(path.stat().st_size for path in folder.rglob("*.*l") if path.is_file()) + 1 for folder, _ in tasks]
     started, measured = time.perf_counter(), 0
     with ArrayCache(Path(cache) if cache else out.parent / "cache.sqlite") as arrays:
+        if encoder is not None:
+            check_same_model(encoder, arrays)
         for number, (folder, info) in enumerate(tasks):
             scores = _resume(out / info.name, folder)
             if scores is None:

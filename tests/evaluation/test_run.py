@@ -60,7 +60,7 @@ def test_killed_and_resumed_gives_the_same_report(tasks: Path, tmp_path: Path) -
         assert any("kept from an earlier run" in line for line in lines) == (steps > 1)
         again = HashEncoder()
         assert scores(evaluate([tasks], again, OverlapScorer(), SETTINGS, out)) == scores(whole)
-        assert again.calls == []
+        assert again.calls == [("documents", 1)]  # whether it is still the same model
 
 
 def test_what_is_written(tasks: Path, tmp_path: Path) -> None:
@@ -89,6 +89,8 @@ def test_changed_data_and_other_settings_are_refused(tmp_path: Path) -> None:
         evaluate([folder], HashEncoder(), None, TaskSettings(candidates=6), tmp_path / "out")
     with pytest.raises(ValueError, match="embedder='hash' and this one has 'other'"):
         evaluate([folder], HashEncoder(name="other"), None, SETTINGS, tmp_path / "out")
+    with pytest.raises(ValueError, match="it is another model now"):
+        evaluate([folder], HashEncoder(seed=9), None, SETTINGS, tmp_path / "out2")
     path = folder / "corpus.jsonl"
     path.write_text(path.read_text().replace("river", "stream"))
     with pytest.raises(DataError, match="the data changed"):
