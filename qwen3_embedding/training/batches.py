@@ -78,6 +78,16 @@ class Batches:
                 self._rows.append(_Rows(store, source, rows))
         self.mixture = Mixture(groups, seed)
 
+    def facts(self) -> dict[str, dict[str, int]]:
+        """Records used of each source, and how many of their texts are longer than the limits, so are cut."""
+        facts = {}
+        for source, store in zip(self.settings.sources, self.stores, strict=True):
+            queries, documents = store.longer_than(
+                self.settings.max_query_tokens - 1, self.settings.max_document_tokens - 1
+            )
+            facts[str(source.path)] = {"records": len(store), "cut_queries": queries, "cut_documents": documents}
+        return facts
+
     def batch(self, step: int) -> TrainBatch:
         """The batch of a step, counted from 0."""
         draw = self.mixture.draw(step)

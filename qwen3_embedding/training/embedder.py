@@ -14,12 +14,12 @@ from qwen3_embedding.inputs.packing import PackedBatch
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.weights import load_backbone
-from qwen3_embedding.training import grad_cache
+from qwen3_embedding.training import grad_cache, lora
 from qwen3_embedding.training.batches import Batches, TrainBatch
 from qwen3_embedding.training.config import RunSettings, TrainingSettings
 from qwen3_embedding.training.contrastive import ContrastiveSettings, LossReport, Vectors, contrastive_loss
 from qwen3_embedding.training.distributed import Ranks
-from qwen3_embedding.training.export import export_embedder
+from qwen3_embedding.training.export import DTYPES, export_embedder
 from qwen3_embedding.training.losses import graded_loss, labelled_loss
 from qwen3_embedding.training.objective import StepReport
 from qwen3_embedding.training.precision import matmul_precision
@@ -35,6 +35,8 @@ class EmbedderObjective:
         self.backbone.gradient_checkpointing = settings.run.gradient_checkpointing
         # A chunk's gradient for the table is its own tokens' rows; as a whole table, every chunk would write all of it.
         self.backbone.embed_tokens.sparse = True
+        if settings.lora is not None:
+            lora.attach(self.backbone, settings.lora, settings.run.seed)
         self.batches = Batches(settings.data, settings.model, self.tokenizer.end_id, settings.run.seed)
 
     @property
@@ -46,6 +48,11 @@ class EmbedderObjective:
     def data_hashes(self) -> Mapping[str, str]:
         """Hash of each source's files, tokenizer and choice."""
         return {store.folder.name: ",".join(store.meta["inputs"]["files"]) for store in self.batches.stores}
+
+    @property
+    def data_facts(self) -> Mapping[str, Mapping[str, int]]:
+        """Records and cut texts of each source."""
+        return self.batches.facts()
 
     def backward(self, step: int, run: RunSettings, ranks: Ranks) -> StepReport:
         """GradCache over this rank's share; see :class:`qwen3_embedding.training.objective.Objective`."""
@@ -154,7 +161,11 @@ class EmbedderObjective:
     def export(self, folder: Path) -> None:
         """Write the trained embedder."""
         s = self.settings
-        export_embedder(folder, self.backbone, s.model, s.export_dtype, self.tokenizer.end_id)
+        plain = self.backbone if s.lora is None else lora.merged(self.backbone)
+        export_embedder(folder, plain, s.model, s.export_dtype, self.tokenizer.end_id)
+        if s.lora is not None:
+            lora.check_export(folder, self.backbone.eval(), s.model, DTYPES[s.export_dtype])
+            lora.write_adapter(folder / "adapter", self.backbone, s.lora, s.model, prefix="")
 
 
 def trainable_backbone(folder: Path, device: torch.device) -> tuple[Backbone, dict[str, Tensor]]:

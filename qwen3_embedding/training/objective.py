@@ -43,6 +43,11 @@ class Objective(Protocol):
         """Each source's identity, for the run folder and the check at resume."""
         ...
 
+    @property
+    def data_facts(self) -> Mapping[str, Mapping[str, int]]:
+        """Of each source: how many records are used, and how many of their texts are longer than the limits."""
+        ...
+
     def backward(self, step: int, run: RunSettings, ranks: Ranks) -> StepReport:
         """Add the gradients of this rank's share of the step's batch."""
         ...

@@ -19,13 +19,13 @@ from qwen3_embedding.inputs.packing import PackedBatch
 from qwen3_embedding.inputs.prompts import query_prefix
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.backbone import Backbone
-from qwen3_embedding.training import grad_cache
+from qwen3_embedding.training import grad_cache, lora
 from qwen3_embedding.training.batches import Labels, split_groups
 from qwen3_embedding.training.config import DataSettings, RunSettings, SourceSettings, TrainingSettings
 from qwen3_embedding.training.contrastive import LossReport
 from qwen3_embedding.training.distributed import Ranks
 from qwen3_embedding.training.embedder import trainable_backbone
-from qwen3_embedding.training.export import export_reranker
+from qwen3_embedding.training.export import DTYPES, export_reranker
 from qwen3_embedding.training.losses import distillation_loss, listwise_loss, yes_no_loss
 from qwen3_embedding.training.objective import StepReport
 from qwen3_embedding.training.precision import Precision, matmul_precision
@@ -74,6 +74,10 @@ class RerankerBatches:
                 groups.append(group)
                 self._records.append((records, rows, source))
         self.mixture = Mixture(groups, seed)
+
+    def facts(self) -> dict[str, dict[str, int]]:
+        """Records used of each source."""
+        return {str(source.path): {"records": len(records)} for records, _, source in self._records}
 
     def batch(self, step: int) -> RerankerBatch:
         """The batch of a step, counted from 0.
@@ -146,6 +150,11 @@ class Judge:
         self._table = None if tied else extra["lm_head.weight"]
         self.rows = None if self._table is None else nn.Parameter(self._table[self.answers].clone())
 
+    def freeze_head(self) -> None:
+        """Leave the two rows of a separate head as they are."""
+        if self.rows is not None:
+            self.rows.requires_grad_(False)
+
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
         """The backbone's, and the two rows of a separate head."""
@@ -175,6 +184,9 @@ class RerankerObjective:
         self.settings = settings
         self.judge = Judge(settings.model, device)
         self.judge.backbone.gradient_checkpointing = settings.run.gradient_checkpointing
+        if settings.lora is not None:
+            self.judge.freeze_head()
+            lora.attach(self.judge.backbone, settings.lora, settings.run.seed)
         reranker = settings.reranker
         self.teacher: Judge | None = None
         if reranker.loss == "distillation":
@@ -199,6 +211,11 @@ class RerankerObjective:
             str(source.path): ",".join(file_hash(file) for file in record_files(source.path))
             for source in self.settings.data.sources
         }
+
+    @property
+    def data_facts(self) -> Mapping[str, Mapping[str, int]]:
+        """Records of each source; pairs are cut when their turn comes."""
+        return self.batches.facts()
 
     def backward(self, step: int, run: RunSettings, ranks: Ranks) -> StepReport:
         """The loss of this rank's queries, in chunks; see :class:`qwen3_embedding.training.objective.Objective`."""
@@ -296,7 +313,11 @@ class RerankerObjective:
     def export(self, folder: Path) -> None:
         """Write the trained reranker."""
         s = self.settings
-        export_reranker(folder, self.backbone, self.judge.head(), s.model, s.export_dtype, self.judge.tokenizer.end_id)
+        plain = self.backbone if s.lora is None else lora.merged(self.backbone)
+        export_reranker(folder, plain, self.judge.head(), s.model, s.export_dtype, self.judge.tokenizer.end_id)
+        if s.lora is not None:
+            lora.check_export(folder, self.backbone.eval(), s.model, DTYPES[s.export_dtype])
+            lora.write_adapter(folder / "adapter", self.backbone, s.lora, s.model, prefix="model.")
 
 
 def _cut(tokenizer: Tokenizer, texts: list[str], limit: int) -> list[str]:

@@ -91,6 +91,13 @@ class TokenStore:
         """Token ids of a text, without the end token."""
         return np.asarray(self._ids[self._bounds[text] : self._bounds[text + 1]])
 
+    def longer_than(self, query_tokens: int, document_tokens: int) -> tuple[int, int]:
+        """How many queries and how many documents are longer."""
+        sizes = np.diff(self._bounds)
+        of_queries = sizes[self._starts[:-1]] > query_tokens
+        longer = sizes > document_tokens
+        return int(of_queries.sum()), int(longer.sum() - longer[self._starts[:-1]].sum())
+
     def hash(self, text: int) -> int:
         """64-bit hash of the normalised text (of a query, without its prompt)."""
         return int(self._hashes[text])

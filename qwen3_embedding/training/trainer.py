@@ -94,7 +94,7 @@ class Run:
         done = self._resume()
         steps = self.settings.run.steps
         if self.ranks.first:
-            write_run_folder(self.folder, self.settings, self.objective.data_hashes, len(self.parameters))
+            write_run_folder(self.folder, self.settings, self.objective)
             log = Log(self.folder / "log.jsonl", done)
             with log, Display(steps, done, self.folder, self.settings.run.tensorboard, show) as display:
                 for step in range(done, steps):
@@ -214,8 +214,9 @@ def run_identity(settings: TrainingSettings, data_hashes: Mapping[str, str]) -> 
     }
 
 
-def write_run_folder(folder: Path, settings: TrainingSettings, data_hashes: Mapping[str, str], parameters: int) -> None:
-    """Resolved settings, versions and hashes, before the first step."""
+def write_run_folder(folder: Path, settings: TrainingSettings, objective: Objective) -> None:
+    """Resolved settings, versions, hashes and what is cut, before the first step."""
+    trained = [parameter for parameter in objective.parameters.values() if parameter.requires_grad]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "settings.toml").write_text(dump_toml(settings), encoding="utf-8")
     facts = {
@@ -223,9 +224,10 @@ def write_run_folder(folder: Path, settings: TrainingSettings, data_hashes: Mapp
         "git_commit": git_commit(),
         "torch": str(torch.__version__),
         "threads": torch.get_num_threads(),
-        "trained_tensors": parameters,
+        "trained_parameters": sum(parameter.numel() for parameter in trained),
         "model": fingerprint(settings.model),
-        "data": dict(data_hashes),
+        "data": dict(objective.data_hashes),
+        "sources": {path: dict(facts) for path, facts in objective.data_facts.items()},
     }
     write_json(folder / "facts.json", facts)
 

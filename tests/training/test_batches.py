@@ -47,6 +47,7 @@ def test_texts_are_those_of_the_tokenizer(tmp_path: Path, embedder_folder: Path)
             assert (ids == tokenizer.end_id).sum() == 1
             assert ids[-1] == tokenizer.end_id
     assert len(batch.negatives) == 1
+    assert list(made.facts().values()) == [{"records": 4, "cut_queries": 1, "cut_documents": 1}]
     assert records[int(batch.records[batch.items.negative_owners[0]])].negatives
 
 

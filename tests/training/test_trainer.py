@@ -74,6 +74,7 @@ def test_the_run_folder_says_what_was_done(trained: TrainingSettings) -> None:
     assert facts["version"]
     assert len(facts["data"]) == 3
     assert len(facts["model"]) == 64
+    assert {"records": 90, "cut_queries": 0, "cut_documents": 0} in facts["sources"].values()
     lines = [json.loads(line) for line in (trained.folder / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(1, 9))
     for line in lines:
