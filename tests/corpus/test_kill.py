@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -22,7 +23,8 @@ from qwen3_embedding.inference.embedder import Embedder
 from tests.corpus.support import content, files_of, repeating, same, small, write_jsonl
 
 RANDOM_KILLS = 6
-STEPS = (3, 14, 22, 33, 48)
+STEPS = (3, 22, 41)
+UPDATE_STEPS = (12, 24, 30)
 WINDOW = 16
 
 
@@ -130,6 +132,33 @@ def test_killed_at_a_file_operation(
     assert run(source, out) == 0
     assert began or listed == 0
     assert files_of(out) == files_of(whole)
+
+
+@pytest.fixture(scope="module")
+def changed(tmp_path_factory: pytest.TempPathFactory, run: Run) -> tuple[Path, Path, Path]:
+    """A source that has changed since it was encoded, the output before, and the output of an uninterrupted update."""
+    folder = tmp_path_factory.mktemp("changed")
+    source = write_jsonl(folder / "corpus.jsonl", repeating(96, 60))
+    assert run(source, folder / "before") == 0
+    documents = [
+        (id_, text + (" new" if number % 11 == 0 else "")) for number, (id_, text) in enumerate(repeating(96, 60))
+    ]
+    write_jsonl(source, [*documents[:50], *documents[55:], ("added", "more")])
+    shutil.copytree(folder / "before", folder / "whole")
+    assert run(source, folder / "whole") == 0
+    assert read_manifest(folder / "whole").rows == 92
+    return source, folder / "before", folder / "whole"
+
+
+@pytest.mark.parametrize("step", UPDATE_STEPS)
+def test_an_update_is_killed_while_it_takes_rows_out(
+    step: int, changed: tuple[Path, Path, Path], run: Run, tmp_path: Path
+) -> None:
+    source, before, whole = changed
+    shutil.copytree(before, tmp_path / "out")
+    assert run(source, tmp_path / "out", die_at=step) == -signal.SIGKILL
+    assert run(source, tmp_path / "out") == 0
+    assert files_of(tmp_path / "out") == files_of(whole)
 
 
 def test_a_resumed_run_computes_at_most_one_window_again(
