@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from qwen3_embedding.data.decontaminate import Decontaminator
 from qwen3_embedding.data.dedup import text_hash
+from qwen3_embedding.data.near_duplicates import MinHashSettings, NearDuplicates
+from qwen3_embedding.data.record import from_mapping
 from qwen3_embedding.synthesis.checks import copied, talks_about_the_task, wrong_language, wrong_length
 from qwen3_embedding.synthesis.document import Document
-from qwen3_embedding.synthesis.overlap import NearDuplicates, Unseen, group_alike
 from qwen3_embedding.types import Encoder, FloatArray
 
 Pair = dict[str, Any]
@@ -36,15 +38,15 @@ class FilterSettings:
     language: bool = True
     """Texts that are clearly not in the language asked for."""
     near_duplicate: float = 0.8
-    """Queries for the same document (pairs, for other kinds) at least so alike: Jaccard of five-character shingles."""
+    """Queries for the same document (pairs, for other kinds) at least so alike: Jaccard of their words."""
     cosine: float = 0.7
     """Retrieval, bitext and code pairs whose cosine is not above this (report on Qwen3 Embedding, section 3.3)."""
     rank: int = 20
     """Retrieval and code pairs whose document is not among the first so many of all documents for its query."""
     unseen: tuple[Path, ...] = ()
-    """Files or folders of evaluation data; pairs that hold a text of theirs are dropped."""
+    """Files or folders of evaluation data; pairs that hold a text of theirs, or 13 words of one, are dropped."""
     group: float = 0.8
-    """Documents so alike count as one: they become positives of each other's queries."""
+    """Documents so alike (Jaccard of three-word runs) count as one: they become positives of each other's queries."""
 
     def __post_init__(self) -> None:
         for name in ("copy", "near_duplicate", "cosine", "group"):
@@ -93,7 +95,7 @@ class Filter:
         settings: FilterSettings,
         documents: Sequence[Document],
         encoder: Encoder | None = None,
-        unseen: Unseen | None = None,
+        unseen: Decontaminator | None = None,
     ) -> None:
         if settings.needs_encoder and encoder is None:
             raise ValueError("the filters cosine and rank need an encoder; name one, or set cosine = 0 and rank = 0")
@@ -177,12 +179,9 @@ class Filter:
                 verdict.reasons[name] = reason
 
     def _seen(self, pair: Pair) -> str | None:
-        record = pair["record"]
         assert self._unseen is not None
-        for text in (record["query"], *record["positives"]):
-            if self._unseen.holds(text):
-                return f"in the evaluation data: {text[:60]!r}"
-        return None
+        match = self._unseen.find(from_mapping(pair["record"], "pair"))
+        return f"{match.where} in {match.evaluation_set} ({match.reason}): {match.text[:60]!r}" if match else None
 
     def _find_duplicates(self, verdicts: list[Verdict]) -> None:
         """Mark what repeats an earlier pair that is kept so far."""
@@ -202,12 +201,17 @@ class Filter:
                 continue
             seen.add(key)
             if self._settings.near_duplicate:
-                fresh: tuple[NearDuplicates, list[str]] = (NearDuplicates(self._settings.near_duplicate), [])
-                finder, texts = near.setdefault((provenance["kind"], place), fresh)
-                alike = finder.add(text)
-                texts.append(text)
+                finder, texts = near.setdefault((provenance["kind"], place), (self._finder(), []))
+                alike = finder.find(text)
                 if alike:
                     verdict.reasons["near_duplicate"] = f"nearly the same as {texts[alike[0]][:60]!r}"
+                else:
+                    finder.add(text)
+                    texts.append(text)
+
+    def _finder(self) -> NearDuplicates:
+        """Of queries: they are too short for runs of words."""
+        return NearDuplicates(MinHashSettings(self._settings.near_duplicate, shingle=1))
 
     def _measure(self, verdicts: list[Verdict]) -> None:
         wanted = [v for v in verdicts if v.kept and v.pair["provenance"]["kind"] in _MEASURED]
@@ -256,6 +260,17 @@ class Filter:
             for number, vector in zip(numbers, vectors, strict=True):
                 out[number] = vector
         return np.stack(out)
+
+
+def group_alike(texts: Sequence[str], threshold: float) -> list[int]:
+    """For every text the number of the first of its group: the group of the earlier text that it is most like."""
+    finder = NearDuplicates(MinHashSettings(threshold))
+    leaders: list[int] = []
+    for number, text in enumerate(texts):
+        alike = finder.find(text)
+        leaders.append(leaders[alike[0]] if alike else number)
+        finder.add(text)
+    return leaders
 
 
 def _embed_once(encoder: Encoder, texts: list[str]) -> FloatArray:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qwen3_embedding.data.decontaminate import Decontaminator
 from qwen3_embedding.data.files import write_records
 from qwen3_embedding.data.record import Record, from_mapping
 from qwen3_embedding.errors import DataError
@@ -30,7 +31,6 @@ from qwen3_embedding.synthesis.generate import (
 )
 from qwen3_embedding.synthesis.languages import LanguageSettings
 from qwen3_embedding.synthesis.ledger import Ledger, read_pairs
-from qwen3_embedding.synthesis.overlap import Unseen
 from qwen3_embedding.synthesis.personas import PersonaIndex, bundled_personas, load_personas
 from qwen3_embedding.synthesis.report import make_report, to_html
 from qwen3_embedding.synthesis.tasks import TASKS, Craft, Unit
@@ -216,8 +216,7 @@ class Synthesis:
             The report's values.
         """
         recipe, documents = self.recipe, list(self.documents())
-        unseen = Unseen(texts_of(recipe.filter.unseen)) if recipe.filter.unseen else None
-        judge = Filter(recipe.filter, documents, self._encoder, unseen)
+        judge = Filter(recipe.filter, documents, self._encoder, load_unseen(recipe.filter.unseen))
         wanted = {document.hash for document in documents}
         pairs = (pair for pair in read_pairs(recipe.ledger) if pair["provenance"]["document_hash"] in wanted)
         verdicts = judge.judge(pairs)
@@ -292,19 +291,21 @@ class Synthesis:
         }
 
 
-def texts_of(paths: Iterable[Path]) -> Iterator[str]:
-    """All texts of evaluation files: the strings of JSONL lines, the columns of TSV lines, the lines of other files.
+def load_unseen(paths: Iterable[Path]) -> Decontaminator | None:
+    """All texts of evaluation files: the strings of JSONL lines, the columns of TSV lines, the lines of text files.
 
     Raises:
         DataError: no such file or folder.
     """
+    unseen: Decontaminator | None = None
     for path in paths:
         if not path.exists():
             raise DataError(f"{path}: no such file or folder; wanted evaluation data to keep out of training")
-        files = [path] if path.is_file() else sorted(path.rglob("*"))
-        for file in files:
+        unseen = unseen or Decontaminator()
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
             if file.is_file() and file.suffix in (".jsonl", ".tsv", ".txt"):
-                yield from _texts_of_file(file)
+                unseen.add(str(file), _texts_of_file(file))
+    return unseen
 
 
 def _texts_of_file(file: Path) -> Iterator[str]:

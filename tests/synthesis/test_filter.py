@@ -13,9 +13,8 @@ from qwen3_embedding.data.record import from_mapping
 from qwen3_embedding.errors import DataError
 from qwen3_embedding.synthesis.checks import longest_run, word_count, words
 from qwen3_embedding.synthesis.document import Document
-from qwen3_embedding.synthesis.filter import FILTERS, Filter, FilterSettings, Verdict
-from qwen3_embedding.synthesis.overlap import NearDuplicates, Unseen, group_alike, jaccard, windows
-from qwen3_embedding.synthesis.recipe import texts_of
+from qwen3_embedding.synthesis.filter import FILTERS, Filter, FilterSettings, Verdict, group_alike
+from qwen3_embedding.synthesis.recipe import load_unseen
 from qwen3_embedding.synthesis.report import make_report, to_html
 
 REEF = "The lighthouse on the northern reef was built in 1874 from granite that was shipped from the mainland by barge."
@@ -226,7 +225,7 @@ def test_documents_that_are_alike_do_not_push_each_other_down() -> None:
 def test_evaluation_texts_are_kept_out(tmp_path: Path) -> None:
     (tmp_path / "queries.jsonl").write_text('{"_id": "1", "text": "Which stone is the northern lighthouse made of?"}\n')
     (tmp_path / "pairs.tsv").write_text(f"1\t{FUNGI}\tsomething that is quite different\n")
-    unseen = Unseen(texts_of([tmp_path]))
+    unseen = load_unseen([tmp_path])
     verdicts = judged(
         pair("which stone is the NORTHERN lighthouse made of?"),
         pair("what do roots get from the fungi", DOCUMENTS[1]),
@@ -235,21 +234,15 @@ def test_evaluation_texts_are_kept_out(tmp_path: Path) -> None:
     )
     assert ["contamination" in v.reasons for v in verdicts] == [True, True, False]
     with pytest.raises(DataError, match="no such file or folder"):
-        list(texts_of([tmp_path / "none"]))
+        load_unseen([tmp_path / "none"])
+    assert load_unseen([]) is None
 
 
-def test_near_duplicates_are_those_of_the_exact_jaccard() -> None:
-    random = np.random.default_rng(1)
-    base = ["".join(random.choice(list("abcdefgh "), 120)) for _ in range(25)]
-    texts = [t for b in base for t in (b, b[:110], b[5:] + "xyz", b[:60])]
-    finder = NearDuplicates(0.8)
-    found = {(n, other) for n, text in enumerate(texts) for other in finder.add(text)}
-    sets = [windows(text, 5) for text in texts]
-    exact = {(n, m) for n in range(len(texts)) for m in range(n) if jaccard(sets[n], sets[m]) >= 0.8}
-    assert found == exact
-    assert len(exact) >= 25
-    groups = group_alike(texts, 0.8)
-    assert all(groups[n] == groups[m] for n, m in exact)
+def test_a_document_joins_the_group_of_the_earlier_one_that_it_is_most_like() -> None:
+    long = "The keeper wrote down wind and weather three times a day for forty years without a single gap in the book"
+    texts = [REEF + long, FUNGI, REEF + long + " today", TREATY, REEF + long + " today or", FUNGI.upper()]
+    assert group_alike(texts, 0.8) == [0, 1, 0, 3, 0, 1]
+    assert group_alike(texts, 1.0) == [0, 1, 2, 3, 4, 1]
 
 
 def test_words_and_runs() -> None:
