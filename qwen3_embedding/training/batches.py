@@ -71,6 +71,7 @@ class Batches:
             keep = 4 * longest if source.window or source.crop else longest
             store = open_store(source, tokenizer_folder, settings.cache, seed, keep)
             self.stores.append(store)
+            _check_prompts(store, source, settings.max_query_tokens)
             labels = Labels(np.asarray(store.tasks), np.asarray(store.languages), store.language_names)
             for group, rows in split_groups(labels, source, settings):
                 _check_trainable(store, rows, group.task, source)
@@ -229,6 +230,16 @@ def split_groups(labels: Labels, source: SourceSettings, settings: DataSettings)
         (Group(label, task, len(rows), float(share), size), rows)
         for (label, task, rows), share in zip(parts, shares, strict=True)
     ]
+
+
+def _check_prompts(store: TokenStore, source: SourceSettings, limit: int) -> None:
+    """A prompt must leave room for a query."""
+    longest = max(len(ids) for ids in store.meta["prefixes"])
+    if longest + 2 > limit:
+        raise DataError(
+            f"{source.path}: its longest prompt takes {longest} tokens and max_query_tokens={limit} leaves no room for "
+            f"the query and the end token; raise it to {longest + 32} or more"
+        )
 
 
 def _check_trainable(store: TokenStore, rows: IntArray, task: Task, source: SourceSettings) -> None:

@@ -74,7 +74,7 @@ def settings(folder: Path, model: Path, kind: str = "embedder", **changes: Any) 
         "data": {
             "batch_size": 16,
             "negatives": 2,
-            "max_query_tokens": 40,
+            "max_query_tokens": 64,
             "max_document_tokens": 24,
             "crop_tokens": [2, 4],
             "cache": str(folder / "cache"),

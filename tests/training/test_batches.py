@@ -146,6 +146,12 @@ def test_a_cap_takes_the_same_choice_every_time(tmp_path: Path, embedder_folder:
     assert len(made.stores[0]) == 10
 
 
+def test_a_prompt_that_leaves_no_room_for_the_query_is_refused(tmp_path: Path, embedder_folder: Path) -> None:
+    records = [Record("q", ("d",), "retrieval", "made", instruction="word " * 70) for _ in range(2)]
+    with pytest.raises(DataError, match="leaves no room for the query"):
+        batches(tmp_path, embedder_folder, records)
+
+
 def test_labelled_records_without_negatives_are_refused(tmp_path: Path, embedder_folder: Path) -> None:
     records = [Record("q", ("label",), "classification", "made") for _ in range(4)]
     with pytest.raises(DataError, match="record 1 of those used is classification and has no negatives"):

@@ -1,0 +1,33 @@
+"""The page on training: its snippets run, its recipes load, its numbers of settings exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from qwen3_embedding.config import from_mapping
+from qwen3_embedding.training.config import LoraSettings, load_settings
+
+PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, flags=re.S | re.M)
+
+
+def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = blocks("python")
+    exec(compile(code, "docs/training.md", "exec"), {})
+    assert capsys.readouterr().out.split("\n")[:2] == ["1 Counter({'same': 1})", "1"]
+
+
+def test_recipes_load(tmp_path: Path) -> None:
+    recipe, adapter = blocks("toml")
+    path = tmp_path / "recipe.toml"
+    path.write_text(recipe + adapter)
+    settings = load_settings(path)
+    assert settings.loss.dimensions == (512, 256, 128)
+    assert settings.lora == from_mapping({"rank": 32, "alpha": 64}, LoraSettings)
