@@ -69,6 +69,7 @@ class Benchmark:
         return {item.task.name: item.task.type for item in self.tasks}
 
 
+@cache
 def load_benchmark(name: str, as_published: bool = False) -> Benchmark:
     """A benchmark by name.
 
