@@ -1,8 +1,10 @@
-"""The model a small run starts from, where there is no pre-trained one: a vocabulary and weights that average.
+"""The model a small run starts from, where there is no pre-trained one: a vocabulary and weights that retrieve by words.
 
-The last layer's value and output projections are the identity, so before the first step the end token's vector is near the
-mean of the text's token vectors, each of them random: a random projection of the bag of tokens, which already retrieves by
-shared words.  Contrastive training then moves the words.  Layers below write nothing at first (zero output projections), so
+Before the first step the end token's vector is the mean of the text's token vectors, each of them random, weighted by how
+rare the token is: a random projection of the weighted bag of tokens, which retrieves by shared words about as a classical
+ranking does, as far as the vector's size allows.  Two of the hidden dimensions carry the weighting: one is the same for all
+tokens, one grows with the inverse document frequency; keys read both, so the angle between them, which the key norm keeps, is
+the rarity.  Contrastive training then moves the words.  Layers below write nothing at first (zero output projections), so
 adding them (:func:`grow`) changes no vector.
 """
 
@@ -12,12 +14,16 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from qwen3_embedding.data.files import read_records, record_files
+from qwen3_embedding.data.record import Record
 from qwen3_embedding.errors import CheckpointError
+from qwen3_embedding.inputs.prompts import query_prefix
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.config import BackboneConfig
@@ -25,9 +31,14 @@ from qwen3_embedding.model.layers import Layer
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training.export import export_embedder
 from qwen3_embedding.training.vocabulary import train_vocabulary, write_tokenizer
+from qwen3_embedding.types import FloatArray, IntArray
 
 TEXT_CHARACTERS = 400
 """Of each text, for the vocabulary: enough to count words by."""
+
+
+SHARPNESS = 0.75
+"""How steeply attention follows rarity: the rarest token weighs about 70 times the commonest."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +50,9 @@ class BaseSettings:
     """A record file or a folder of them; its texts make the vocabulary."""
     vocab_size: int = 40000
     records_per_source: int = 40000
-    """So many records of each file, from its beginning."""
+    """So many records of each file, from its beginning, for the vocabulary."""
+    counted_per_source: int = 10000
+    """So many for the document frequencies."""
     hidden_size: int = 256
     intermediate_size: int = 512
     layers: int = 1
@@ -80,7 +93,7 @@ def make_base(settings: BaseSettings) -> Path:
         head_dim=settings.head_dim,
         max_position_embeddings=settings.context,
     )
-    backbone = averaging_start(Backbone(config), tokenizer.end_id, settings.seed)
+    backbone = averaging_start(Backbone(config), tokenizer.end_id, rarity(settings, tokenizer), settings.seed)
     beside = settings.output.with_name(settings.output.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     export_embedder(beside, backbone, vocabulary, "float32", tokenizer.end_id)
@@ -88,34 +101,83 @@ def make_base(settings: BaseSettings) -> Path:
     return settings.output
 
 
-def _texts(settings: BaseSettings) -> Iterator[str]:
+def _records(settings: BaseSettings, per_source: int) -> Iterator[Record]:
     for file in record_files(settings.data):
-        for number, record in enumerate(read_records(file)):
-            if number == settings.records_per_source:
-                break
-            yield record.query[:TEXT_CHARACTERS]
-            yield record.positives[0][:TEXT_CHARACTERS]
+        yield from islice(read_records(file), per_source)
 
 
-def averaging_start(backbone: Backbone, end_id: int, seed: int) -> Backbone:
-    """Set the weights so that a text's vector is near the mean of its tokens' random vectors."""
+def _texts(settings: BaseSettings) -> Iterator[str]:
+    for record in _records(settings, settings.records_per_source):
+        yield record.query[:TEXT_CHARACTERS]
+        yield record.positives[0][:TEXT_CHARACTERS]
+
+
+def rarity(settings: BaseSettings, tokenizer: Tokenizer) -> FloatArray:
+    """(V,) inverse document frequency of each token, from 0 to 1; tokens of prompts and instructions get next to nothing."""
+    counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    prompts = {query_prefix()}
+    texts: list[str] = []
+    total = 0
+    for record in _records(settings, settings.counted_per_source):
+        prompts.add(query_prefix(record.instruction))
+        texts += [record.query[:TEXT_CHARACTERS], record.positives[0][:TEXT_CHARACTERS]]
+        if len(texts) >= 20_000:
+            total += _count(counts, texts, tokenizer)
+    total += _count(counts, texts, tokenizer)
+    weights = np.log((total + 1) / (counts + 1))
+    weights /= weights.max()
+    prompt_ids = np.unique(np.concatenate(tokenizer.token_ids(sorted(prompts))))
+    weights[prompt_ids] = np.minimum(weights[prompt_ids], 0.05)
+    return weights.astype(np.float32)
+
+
+def _count(counts: IntArray, texts: list[str], tokenizer: Tokenizer) -> int:
+    """Add the texts' document frequencies, empty the list, and say how many there were."""
+    ids = [np.unique(np.asarray(sequence, dtype=np.int64)) for sequence in tokenizer.token_ids(texts)]
+    counts += np.bincount(np.concatenate([*ids, np.empty(0, dtype=np.int64)]), minlength=len(counts))
+    done = len(texts)
+    texts.clear()
+    return done
+
+
+def averaging_start(backbone: Backbone, end_id: int, rarity_V: FloatArray, seed: int) -> Backbone:
+    """Set the weights so that a text's vector is the mean of its tokens' random vectors, weighted by rarity.
+
+    Every head of the last layer has queries (0, …, 8) and keys 8 (1, r) / |(1, r)| in the two slowest-turning dimensions, for
+    a token of rarity r, so the attention logit is ``8 * SHARPNESS * r / sqrt(1 + r^2)`` at any distance.
+    """
     generator = torch.Generator().manual_seed(seed)
+    size, head_dim = backbone.config.hidden_size, backbone.config.head_dim
+    same, rare = size - 2, size - 1
     with torch.no_grad():
-        backbone.embed_tokens.weight.normal_(0.0, 1.0, generator=generator)
-        backbone.embed_tokens.weight[end_id] *= 0.05  # the end token asks; its own vector should not weigh
+        table = backbone.embed_tokens.weight
+        table.normal_(0.0, 1.0, generator=generator)
+        table[:, same] = 4.0
+        table[:, rare] = 4.0 * torch.from_numpy(rarity_V)
+        table[end_id] *= 0.05  # the end token asks; its own vector should not weigh
+        table[end_id, same], table[end_id, rare] = 0.5, 0.0
         for number in range(len(backbone.layers)):
             layer = backbone.layers[number]
             assert isinstance(layer, Layer)
-            _silent(layer, generator)
-            if number == len(backbone.layers) - 1:
-                size = backbone.config.hidden_size
-                layer.self_attn.v_proj.weight.copy_(torch.eye(size))
-                layer.self_attn.o_proj.weight.copy_(4.0 * torch.eye(size))
+            silence(layer, generator)
+        attention = layer.self_attn
+        eye = torch.eye(size)
+        eye[same, same] = eye[rare, rare] = 0.0
+        attention.v_proj.weight.copy_(eye)
+        attention.o_proj.weight.copy_(4.0 * eye)
+        attention.q_proj.weight.mul_(0.03)
+        attention.k_proj.weight.mul_(0.03)
+        slow = head_dim // 2 - 1  # of the half-rotation layout: the pair (slow, slow + head_dim / 2) turns slowest
+        for begin in range(0, size, head_dim):
+            attention.q_proj.weight[begin + slow, same] = 1.0
+            attention.k_proj.weight[begin + slow, rare] = 1.0
+            attention.k_proj.weight[begin + slow - 1, same] = 1.0
+        attention.q_norm.weight.fill_(SHARPNESS)
         backbone.norm.weight.fill_(1.0)
     return backbone
 
 
-def _silent(layer: Layer, generator: torch.Generator) -> None:
+def silence(layer: Layer, generator: torch.Generator) -> None:
     """Random projections of unit gain; outputs at zero, so that the layer adds nothing yet."""
     for name, parameter in layer.named_parameters():
         if parameter.ndim == 1:
@@ -128,6 +190,12 @@ def _silent(layer: Layer, generator: torch.Generator) -> None:
 
 def grow(source: Path, output: Path, layers: int, seed: int = 0) -> Path:
     """Put new layers below the last one. They add nothing yet, so every vector stays what it was.
+
+    Args:
+        source: a checkpoint folder.
+        output: the folder to write; it must not be there yet.
+        layers: how many layers the result has.
+        seed: of the new random projections.
 
     Raises:
         ValueError: ``layers`` is not more than the model has, or ``output`` is there.
@@ -152,7 +220,7 @@ def grow(source: Path, output: Path, layers: int, seed: int = 0) -> Path:
             layer = large.layers[number]
             assert isinstance(layer, Layer)
             if kept is None:
-                _silent(layer, generator)
+                silence(layer, generator)
             else:
                 layer.load_state_dict(small.layers[kept].state_dict())
     beside = output.with_name(output.name + ".partial")

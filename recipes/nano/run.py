@@ -1,0 +1,112 @@
+"""Make the bundled models again: base, embedder, mining, reranker, in this order.
+
+    python recipes/nano/run.py --data FOLDER        # FOLDER holds the training records (docs/nano.md says which)
+
+Every stage leaves a folder in runs/nano and is skipped if its folder is there; a killed stage goes on from its last
+checkpoint.  With the same data, versions and number of threads the files come out the same, byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+HERE, RUNS = Path(__file__).resolve().parent, Path("runs/nano")
+ASSETS = Path(__file__).resolve().parents[2] / "qwen3_embedding" / "assets"
+TIMES = RUNS / "seconds.json"
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of the training records")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; part of what makes the files the same")
+    parser.add_argument("--install", action="store_true", help="put the result into the package's assets")
+    arguments = parser.parse_args()
+
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    if not arguments.data.is_dir():
+        parser.error(f"{arguments.data} is no folder; --data wants the folder of training records (docs/nano.md)")
+    RUNS.mkdir(parents=True, exist_ok=True)
+    for name, output, stage in stages(arguments.data):
+        if output.exists():
+            print(f"{name}: {output} is there")
+            continue
+        started = time.monotonic()
+        stage()
+        note_seconds(name, time.monotonic() - started)
+    if arguments.install:
+        install()
+
+
+def stages(data: Path) -> Iterator[tuple[str, Path, Callable[[], object]]]:
+    """Name, what it leaves, and how, of each stage in order."""
+    from qwen3_embedding.training.base import BaseSettings, make_base
+    from qwen3_embedding.training.matching import matching_start
+
+    base, embedder = RUNS / "base", RUNS / "nano-embedding"
+    start, reranker = RUNS / "reranker-start", RUNS / "nano-reranker"
+    yield "base", base, lambda: make_base(BaseSettings(output=base, data=data))
+    yield "embedding", embedder, lambda: train(HERE / "embedding.toml", data)
+    yield "mine", RUNS / "mined.jsonl.gz", lambda: mine(data)
+    yield "reranker-start", start, lambda: matching_start(embedder, start)
+    yield "reranker", reranker, lambda: train(HERE / "reranker.toml", data)
+
+
+def train(recipe: Path, data: Path) -> None:
+    """Run a training recipe with its sources taken from ``data``."""
+    from qwen3_embedding.training.config import load_settings
+    from qwen3_embedding.training.trainer import train as run
+
+    settings = load_settings(recipe)
+    sources = tuple(dataclasses.replace(source, path=moved(source.path, data)) for source in settings.data.sources)
+    run(dataclasses.replace(settings, data=dataclasses.replace(settings.data, sources=sources)))
+
+
+def mine(data: Path) -> None:
+    """Mine hard negatives with the embedder."""
+    from qwen3_embedding.config import load_toml
+    from qwen3_embedding.inference.embedder import Embedder
+    from qwen3_embedding.mining.mine import Models
+    from qwen3_embedding.mining.recipe import MineRecipe, run
+
+    recipe = load_toml(HERE / "mine.toml", MineRecipe)
+    encoder = Embedder.from_pretrained(recipe.encoder.model, max_tokens=recipe.encoder.max_tokens)
+    records = tuple(moved(path, data) for path in recipe.records)
+    report = run(dataclasses.replace(recipe, records=records), Models(encoder, encoder.fingerprint), (), print)
+    print("\n".join(report.lines()))
+
+
+def moved(path: Path, data: Path) -> Path:
+    """A recipe's ``data/...`` in the data folder that was named."""
+    return data / path.name if path.parts[0] == "data" else path
+
+
+def note_seconds(name: str, seconds: float) -> None:
+    """Keep how long each stage took."""
+    times = json.loads(TIMES.read_text()) if TIMES.exists() else {}
+    times[name] = round(times.get(name, 0) + seconds, 1)
+    TIMES.write_text(json.dumps(times, indent=2) + "\n")
+    print(f"{name}: {seconds:.0f} s")
+
+
+def install() -> None:
+    """Copy both models into the package, beside first, then renamed."""
+    for name in ("nano-embedding", "nano-reranker"):
+        beside = ASSETS / f"{name}.partial"
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(RUNS / name, beside)
+        shutil.rmtree(ASSETS / name, ignore_errors=True)
+        os.rename(beside, ASSETS / name)
+
+
+if __name__ == "__main__":
+    main()
