@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import lzma
+from pathlib import Path
 
+import pytest
+from tokenizers import Tokenizer
+
+from qwen3_embedding.synthesis.completion import estimate_tokens
 from qwen3_embedding.synthesis.detect import agreement, detect_language
 
 SENTENCES = {
@@ -52,3 +57,11 @@ def test_a_foreign_script_is_told_from_a_few_letters() -> None:
 def test_names_and_links_in_another_script_do_not_count_against_a_text() -> None:
     assert agreement("如何在 Kubernetes 里使用 kubectl apply 命令更新配置文件 https://example.org/a/b", "zh") == "yes"
     assert agreement("Как обновить Kubernetes с помощью kubectl apply?", "ru") != "no"
+
+
+def test_token_estimates_are_near_the_published_tokenizers_count() -> None:
+    path = Path(__file__).parents[1] / "data" / "qwen3-tokenizer.json.xz"
+    tokenizer = Tokenizer.from_str(lzma.decompress(path.read_bytes()).decode("utf-8"))
+    for code, sentence in SENTENCES.items():
+        real = len(tokenizer.encode(sentence, add_special_tokens=False).ids)
+        assert 0.6 * real < estimate_tokens(sentence) < 1.5 * real, code
