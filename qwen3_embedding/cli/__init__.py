@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import Any
 
-import click
 import typer
 from typer.core import TyperGroup
 
@@ -24,6 +24,7 @@ VERBS = (
     "info",
     "serve",
     "evaluate",
+    "sweep",
     "reproduce",
     "report",
     "merge",
@@ -39,10 +40,10 @@ EXIT_CHECK_FAILED, EXIT_CALLER, EXIT_WORLD = 1, 2, 3
 class _Verbs(TyperGroup):
     """Loads a verb's module when it is asked for, so that ``q3e embed`` does not pay for the others."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: Any) -> list[str]:
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
         if cmd_name not in VERBS:
             return None
         app = typer.Typer(add_completion=False)

@@ -1,7 +1,7 @@
 """Vectors at other precisions, and how alike they are.
 
-int8 and uint8 scale each vector by its own largest component, which leaves the direction, all that cosine sees, as exact as
-eight bits allow at any dimension.  binary and ubinary keep the signs, eight to a byte.
+int8 and uint8 scale each vector by its own largest component, which leaves the direction, all that cosine sees, as
+exact as eight bits allow at any dimension.  binary and ubinary keep the signs, eight to a byte.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ def check_precision(precision: str, dimensions: int) -> None:
     if precision not in PRECISIONS:
         raise ValueError(f"precision={precision!r}; wanted one of {', '.join(PRECISIONS)}")
     if precision in ("binary", "ubinary") and dimensions % 8:
-        raise ValueError(f"precision={precision!r} packs 8 dimensions a byte and dimensions={dimensions} is no multiple of 8")
+        raise ValueError(
+            f"precision={precision!r} packs 8 dimensions a byte and dimensions={dimensions} is no multiple of 8"
+        )
 
 
 def to_precision(vectors_ND: FloatArray, precision: Precision) -> Vectors:
@@ -35,7 +37,7 @@ def to_precision(vectors_ND: FloatArray, precision: Precision) -> Vectors:
     if precision in ("int8", "uint8"):
         largest = np.abs(vectors_ND).max(axis=-1, keepdims=True)
         whole = np.rint(vectors_ND * (127.0 / np.maximum(largest, np.finfo(np.float32).tiny)))
-        return whole.astype(np.int8) if precision == "int8" else (whole + 128).astype(np.uint8)
+        return np.asarray(whole, np.int8) if precision == "int8" else np.asarray(whole + 128, np.uint8)
     bits = np.packbits(vectors_ND > 0, axis=-1)
     return bits if precision == "ubinary" else (bits.astype(np.int16) - 128).astype(np.int8)
 

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from qwen3_embedding.errors import CheckpointError
 from qwen3_embedding.inference.embedder import warn_if_cut
-from qwen3_embedding.inference.runner import Runner, RunSettings, choose_device, choose_dtype
+from qwen3_embedding.inference.runner import Runner, RunSettings, choose_device, choose_dtype, load
 from qwen3_embedding.inference.source import Hub, resolve
 from qwen3_embedding.inputs.prompts import check_text, check_texts
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.attention import attention_for
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.scoring import YesNoHead
-from qwen3_embedding.model.weights import fingerprint, load_backbone, yes_no_head
+from qwen3_embedding.model.weights import fingerprint, yes_no_head
 from qwen3_embedding.types import FloatArray, Hit
 
 DEFAULT_MAX_TOKENS = 8192
@@ -63,12 +63,12 @@ class Reranker:
         wanted = choose_dtype(dtype, where)
         folder = resolve(source, revision, offline, hub)
         tokenizer = Tokenizer.from_folder(folder, parse_special)
-        backbone, extra = load_backbone(folder, wanted, where)
+        backbone, extra = load(folder, wanted, where)
         last = max(*tokenizer.reranker_prefix_ids, *tokenizer.reranker_suffix_ids)
         if last >= backbone.config.vocab_size:
             raise CheckpointError(
-                f"{folder}: the prompt has token id {last} and the model {backbone.config.vocab_size} rows; tokenizer and "
-                "weights do not belong together"
+                f"{folder}: the prompt has token id {last} and the model {backbone.config.vocab_size} rows; "
+                "tokenizer and weights do not belong together"
             )
         head = yes_no_head(backbone, extra, tokenizer.no_id, tokenizer.yes_id, folder)
         reranker = cls(backbone, head, tokenizer, folder.name if Path(source).is_dir() else str(source), folder)
@@ -134,7 +134,7 @@ class Reranker:
     def rank(
         self, query: str, documents: Sequence[str], top_k: int | None = None, instruction: str | None = None
     ) -> list[Hit]:
-        """The documents best first; a hit's id is the document's place in the list. Equal scores keep the caller's order."""
+        """The documents best first; a hit's id is its place in the list. Equal scores keep the caller's order."""
         texts = check_texts(documents, "documents")
         if top_k is not None and top_k < 1:
             raise ValueError(f"top_k={top_k}; wanted at least 1")
@@ -147,5 +147,4 @@ class Reranker:
 
     def __repr__(self) -> str:
         kernel = attention_for(self.backbone.device, self.backbone.dtype).__name__
-        dtype = str(self.backbone.dtype).removeprefix("torch.")
-        return f"Reranker({self.name!r}, {dtype} on {self.backbone.device}, attention={kernel})"
+        return f"Reranker({self.name!r}, {self.backbone.type_name} on {self.backbone.device}, attention={kernel})"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -14,13 +15,21 @@ from torch import Tensor
 from qwen3_embedding.errors import NumericalError
 from qwen3_embedding.inputs.packing import PackedBatch, pack, plan_batches
 from qwen3_embedding.model.backbone import Backbone
+from qwen3_embedding.model.quantized import quantize_
+from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.types import FloatArray
 
-DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTypeName = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DTYPES: dict[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int8": torch.int8,
+}
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 65536
-"""Default token budgets: on CPU the activations of a batch should stay near the caches; on GPU the chip must be filled."""
+"""Default token budgets: on CPU the activations of a batch should stay near the caches; on GPU the chip must be
+filled."""
 
 Finish = Callable[[Tensor], Tensor]
 """Pooled hidden states (N, D) to the result rows (N, …), in fp32."""
@@ -40,12 +49,25 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """``auto`` is bfloat16 on GPU and float32 on CPU (bf16 products are slower than fp32 on most CPUs)."""
+    """``auto`` is bfloat16 on GPU and float32 on CPU (bf16 products are slower than fp32 on most CPUs).
+
+    int8, weights and activations, is for CPUs and never chosen by itself: it changes the vectors a little.
+    """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; wanted auto, {', '.join(DTYPES)}")
+    if dtype == "int8" and device.type != "cpu":
+        raise ValueError(f"dtype='int8' runs on the CPU and the device is {device}; use bfloat16, or device='cpu'")
     return DTYPES[dtype]
+
+
+def load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Backbone, dict[str, Tensor]]:
+    """A backbone at a type of :data:`DTYPES` and what else its file holds; int8 is made from float32 weights."""
+    if dtype != torch.int8:
+        return load_backbone(folder, dtype, device)
+    backbone, extra = load_backbone(folder, torch.float32, device)
+    return quantize_(backbone), extra
 
 
 @dataclass(frozen=True)
@@ -110,7 +132,7 @@ class Runner:
         broken = np.flatnonzero(~np.isfinite(result.reshape(len(result), -1)).all(axis=1))
         if broken.size:
             result[broken] = self._wider([sequences[i] for i in broken])
-        return result  # type: ignore[no-any-return]
+        return result
 
     def _wider(self, sequences: list[Sequence[int]]) -> FloatArray:
         """Compute again where half precision overflowed: bfloat16 (fp16 only), then float32."""
@@ -121,10 +143,10 @@ class Runner:
         for dtype in wider:
             result = self.finish(self.backbone(packed, compute_dtype=dtype)).cpu().numpy()
             if np.isfinite(result).all():
-                return result  # type: ignore[no-any-return]
+                return result
         raise NumericalError(
-            f"{len(sequences)} texts give results that are not finite even in float32; the weights hold NaN or infinite "
-            "values: run `qwen3-embedding verify` on this model"
+            f"{len(sequences)} texts give results that are not finite even in float32; the weights hold NaN or "
+            "infinite values: run `qwen3-embedding verify` on this model"
         )
 
     def _check_ids(self, sequences: Sequence[Sequence[int]]) -> None:
@@ -156,7 +178,7 @@ def _shared_tokens(sequences: list[Sequence[int]]) -> int:
     """Tokens at the beginning that all sequences share (an instruction)."""
     if len(sequences) < 2:
         return 0
-    low, high = min(sequences), max(sequences)
+    low, high = min(map(tuple, sequences)), max(map(tuple, sequences))
     shared = 0
     for a, b in zip(low, high, strict=False):
         if a != b:
@@ -171,7 +193,14 @@ def _progress(title: str | None, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda count: None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns: Iterable[object] = (
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),

@@ -17,14 +17,12 @@ _FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.toml", "*/config.jso
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
-def resolve(
-    source: str | Path, revision: str | None = None, offline: bool = False, hub: Hub = "huggingface"
-) -> Path:
+def resolve(source: str | Path, revision: str | None = None, offline: bool = False, hub: Hub = "huggingface") -> Path:
     """The local folder of a model, downloaded if need be.
 
     Args:
-        source: a folder, a bundled name (``nano-embedding``, ``nano-reranker``), or a hub id (``Qwen/Qwen3-Embedding-0.6B``).
-        revision: branch, tag or commit of a hub id.
+        source: a folder, a bundled name (``nano-embedding``, ``nano-reranker``), or a hub id
+        (``Qwen/Qwen3-Embedding-0.6B``). revision: branch, tag or commit of a hub id.
         offline: take hub ids from the local cache only, and fail at once where they are not in it.
         hub: where hub ids live.
 
@@ -72,6 +70,6 @@ def _download(name: str, revision: str | None, offline: bool, hub: Hub) -> Path:
                 f"{where} is not in the local cache and offline was asked for; run once without it, or give a folder"
             ) from error
         raise ModelNotFoundError(
-            f"{where} could not be had from {hub}: {str(error).splitlines()[0] if str(error) else type(error).__name__}; "
+            f"{where} could not be had from {hub}: {(str(error).splitlines() or [type(error).__name__])[0]}; "
             f"check the name and the network, or give a folder or one of {', '.join(BUNDLED)}"
         ) from error

@@ -1,9 +1,10 @@
 """Token sequences into packed batches: no padding anywhere, what sequences share is there once.
 
 The sequences of a batch form a trie.  A *segment* is an edge of it: a run of tokens that one or more sequences have in
-common, behind the same *context* (the segments above it).  An instruction shared by a hundred queries, or the reranker's
-system prompt + instruction + query shared by a hundred documents, is one segment, so its tokens are computed once in
-every layer, attention included.  Equal sequences are one row.  Attention is causal, so sharing changes no result.
+common, behind the same *context* (the segments above it).  An instruction shared by a hundred queries, or the
+reranker's system prompt + instruction + query shared by a hundred documents, is one segment, so its tokens are
+computed once in every layer, attention included.  Equal sequences are one row.  Attention is causal, so sharing
+changes no result.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -170,7 +172,7 @@ def _share(arrays: list[IntArray], min_saved: int) -> _Edges:
         if low == high:
             continue
         cuts = [low, *(np.flatnonzero(common[low + 1 : high] <= shortest) + low + 1).tolist(), high]
-        stack.extend((a, b, depth, parent) for a, b in zip(cuts[:-1], cuts[1:], strict=True))
+        stack.extend((a, b, depth, parent) for a, b in pairwise(cuts))
     return edges
 
 
@@ -213,7 +215,8 @@ def plan_batches(
         lengths: (N,) tokens of each sequence.
         max_tokens: budget of a batch; a longer sequence gets a batch of its own.
         shared_tokens: tokens at the beginning that all of them share; they count once a batch.
-        groups: (N,) a number for each sequence; those of a group (documents of one query) stay neighbours, longest first
+        groups: (N,) a number for each sequence; those of a group (documents of one query) stay neighbours, longest
+            first
             within it, so that what they share is computed in as few batches as can be.
 
     Yields:

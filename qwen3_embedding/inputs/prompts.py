@@ -1,7 +1,7 @@
 """The exact prompts of Qwen3-Embedding and Qwen3-Reranker.
 
-Sources: the published model cards and examples.  Embedder queries have **no space** after ``Query:``; documents are raw.
-The reranker's fields are separated by single newlines, and the suffix closes an empty thought.
+Sources: the published model cards and examples.  Embedder queries have **no space** after ``Query:``; documents are
+raw. The reranker's fields are separated by single newlines, and the suffix closes an empty thought.
 """
 
 from __future__ import annotations

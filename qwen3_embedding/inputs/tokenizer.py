@@ -1,6 +1,7 @@
 """Texts to token ids, on the ``tokenizers`` library, with what every Qwen3 embedding integration gets wrong done here.
 
-* The end token is put on by this module, exactly once, after truncation; a tokenizer's own post-processor is never used.
+* The end token is put on by this module, exactly once, after truncation; a tokenizer's own post-processor is never
+used.
 * Special-token strings inside a text are text: they are spelled with ordinary tokens, so that no document can close its
   own prompt.  ``parse_special=True`` gives the behaviour of the reference implementations, for comparison.
 * What is cut is counted, for the caller to report.
@@ -63,8 +64,8 @@ class Tokenizer:
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise CheckpointError(
-                f"{path}: no such file; wanted the fast tokenizer of the model (vocab.json and merges.txt alone lose the "
-                "end token and are not read)"
+                f"{path}: no such file; wanted the fast tokenizer of the model (vocab.json and merges.txt alone "
+                "lose the end token and are not read)"
             )
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
@@ -170,7 +171,7 @@ class Tokenizer:
         for head, ids in zip(heads, self.token_ids(heads), strict=True):
             if len(ids) >= room:
                 raise ValueError(
-                    f"the instruction and query take {len(ids)} tokens and leave no room for a document (room: {room}); "
+                    f"instruction and query take {len(ids)} tokens and leave no room for a document (room: {room}); "
                     f"shorten the query that begins {head[:60]!r}"
                 )
 

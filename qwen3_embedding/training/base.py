@@ -1,11 +1,12 @@
-"""The model a small run starts from, where there is no pre-trained one: a vocabulary and weights that retrieve by words.
+"""The model a small run starts from, where there is no pre-trained one: a vocabulary and weights that retrieve by
+words.
 
-Before the first step the end token's vector is the mean of the text's token vectors, each of them random, weighted by how
-rare the token is: a random projection of the weighted bag of tokens, which retrieves by shared words about as a classical
-ranking does, as far as the vector's size allows.  Two of the hidden dimensions carry the weighting: one is the same for all
-tokens, one grows with the inverse document frequency; keys read both, so the angle between them, which the key norm keeps, is
-the rarity.  Contrastive training then moves the words.  Layers below write nothing at first (zero output projections), so
-adding them (:func:`grow`) changes no vector.
+Before the first step the end token's vector is the mean of the text's token vectors, each of them random, weighted by
+how rare the token is: a random projection of the weighted bag of tokens, which retrieves by shared words about as a
+classical ranking does, as far as the vector's size allows.  Two of the hidden dimensions carry the weighting: one is
+the same for all tokens, one grows with the inverse document frequency; keys read both, so the angle between them,
+which the key norm keeps, is the rarity.  Contrastive training then moves the words.  Layers below write nothing at
+first (zero output projections), so adding them (:func:`grow`) changes no vector.
 """
 
 from __future__ import annotations
@@ -64,15 +65,15 @@ class BaseSettings:
     def __post_init__(self) -> None:
         if self.heads * self.head_dim != self.hidden_size:
             raise ValueError(
-                f"heads={self.heads} times head_dim={self.head_dim} is not hidden_size={self.hidden_size}; the averaging "
-                "start needs them equal"
+                f"heads={self.heads} times head_dim={self.head_dim} is not hidden_size={self.hidden_size}; the "
+                "averaging start needs them equal"
             )
 
 
 def make_base(settings: BaseSettings) -> Path:
     """Train the vocabulary, set the weights, write the checkpoint folder.
 
-    The vocabulary, which takes most of the time, stays beside in ``<output>.vocabulary`` and is taken up again from there.
+    The vocabulary, which takes most of the time, stays in ``<output>.vocabulary`` and is taken up again from there.
 
     Raises:
         ValueError: ``output`` is there already.
@@ -113,7 +114,7 @@ def _texts(settings: BaseSettings) -> Iterator[str]:
 
 
 def rarity(settings: BaseSettings, tokenizer: Tokenizer) -> FloatArray:
-    """(V,) inverse document frequency of each token, from 0 to 1; tokens of prompts and instructions get next to nothing."""
+    """(V,) inverse document frequency of each token, from 0 to 1; those of prompts get next to nothing."""
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     prompts = {query_prefix()}
     texts: list[str] = []
@@ -143,8 +144,8 @@ def _count(counts: IntArray, texts: list[str], tokenizer: Tokenizer) -> int:
 def averaging_start(backbone: Backbone, end_id: int, rarity_V: FloatArray, seed: int) -> Backbone:
     """Set the weights so that a text's vector is the mean of its tokens' random vectors, weighted by rarity.
 
-    Every head of the last layer has queries (0, …, 8) and keys 8 (1, r) / |(1, r)| in the two slowest-turning dimensions, for
-    a token of rarity r, so the attention logit is ``8 * SHARPNESS * r / sqrt(1 + r^2)`` at any distance.
+    Every head of the last layer has queries (0, 8) and keys 8 (1, r) / |(1, r)| in the two slowest-turning dimensions,
+    for a token of rarity r, so the attention logit is ``8 * SHARPNESS * r / sqrt(1 + r^2)`` at any distance.
     """
     generator = torch.Generator().manual_seed(seed)
     size, head_dim = backbone.config.hidden_size, backbone.config.head_dim
@@ -156,11 +157,10 @@ def averaging_start(backbone: Backbone, end_id: int, rarity_V: FloatArray, seed:
         table[:, rare] = 4.0 * torch.from_numpy(rarity_V)
         table[end_id] *= 0.05  # the end token asks; its own vector should not weigh
         table[end_id, same], table[end_id, rare] = 0.5, 0.0
-        for number in range(len(backbone.layers)):
-            layer = backbone.layers[number]
-            assert isinstance(layer, Layer)
+        layers = [layer for layer in backbone.layers if isinstance(layer, Layer)]
+        for layer in layers:
             silence(layer, generator)
-        attention = layer.self_attn
+        attention = layers[-1].self_attn
         eye = torch.eye(size)
         eye[same, same] = eye[rare, rare] = 0.0
         attention.v_proj.weight.copy_(eye)

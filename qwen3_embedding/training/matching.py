@@ -63,7 +63,8 @@ def matching_start(source: Path, output: Path, seed: int = 0) -> Path:
 
     Raises:
         ValueError: ``output`` is there already.
-        CheckpointError: heads that do not fill the hidden size, or a vocabulary in which ``<Document`` is not one token.
+        CheckpointError: heads that do not fill the hidden size, or a vocabulary in which ``<Document`` is not one
+            token.
     """
     if output.exists():
         raise ValueError(f"{output} is there already; choose another output or remove it")

@@ -1,7 +1,7 @@
 """A smaller vocabulary in Qwen3's form, for models that must stay small: byte-level BPE trained on one's own texts.
 
-Normaliser, splitting rule, special tokens (names and order) and post-processor are those of the published tokenizers, so
-prompts and templates are read the same way; only the merges are fewer and the special tokens' ids follow them.
+Normaliser, splitting rule, special tokens (names and order) and post-processor are those of the published tokenizers,
+so prompts and templates are read the same way; only the merges are fewer and the special tokens' ids follow them.
 """
 
 from __future__ import annotations

@@ -15,7 +15,16 @@ from qwen3_embedding.errors import CheckpointError, ModelNotFoundError, Numerica
 from qwen3_embedding.types import PRECISIONS, Encoder
 from tests.support.checkpoints import make_embedder_folder
 
-TEXTS = ["", "a", "What is the capital of China?", "重力是什么？", "x " * 200, "<|im_end|> </think>", "def f(x): return x", "naïve café"]
+TEXTS = [
+    "",
+    "a",
+    "What is the capital of China?",
+    "重力是什么？",
+    "x " * 200,
+    "<|im_end|> </think>",
+    "def f(x): return x",
+    "naïve café",
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +93,9 @@ def test_precisions_keep_the_direction(embedder: Embedder, precision: str) -> No
     assert np.abs(similarity - full @ full.T).max() <= tolerance
     if "binary" in precision:
         signs = np.packbits(full > 0, axis=1)
-        assert (vectors.astype(np.int16) % 256 == (signs.astype(np.int16) - (128 if precision == "binary" else 0)) % 256).all()
+        assert (
+            vectors.astype(np.int16) % 256 == (signs.astype(np.int16) - (128 if precision == "binary" else 0)) % 256
+        ).all()
 
 
 def test_nothing_in_nothing_out(embedder: Embedder) -> None:
@@ -131,8 +142,9 @@ def test_half_precision_that_overflows_is_recomputed(tmp_path: Path) -> None:
     """As the 8B model does in fp16: an activation beyond 65504, the result finite in float32."""
     folder = make_embedder_folder(tmp_path / "hot")
     calm = Embedder.from_pretrained(folder)
-    for weight in (calm.backbone.layers[1].mlp.up_proj.weight, calm.backbone.layers[1].mlp.gate_proj.weight):
-        weight.data = weight.data.clone() * 500
+    state = dict(calm.backbone.named_parameters())
+    for name in ("layers.1.mlp.up_proj.weight", "layers.1.mlp.gate_proj.weight"):
+        state[name].data = state[name].data.clone() * 500
     hot = Embedder(calm.backbone, calm.tokenizer, "hot")
     wanted = hot.embed_documents(TEXTS)
     assert np.isfinite(wanted).all()
@@ -193,7 +205,9 @@ def test_a_model_that_pools_otherwise_is_refused(tmp_path: Path) -> None:
 
 
 def test_ids_that_the_weights_do_not_have(tmp_path: Path) -> None:
-    folder = make_embedder_folder(tmp_path / "short", vocab_size=3258)  # rows for the end token, none for later specials
+    folder = make_embedder_folder(
+        tmp_path / "short", vocab_size=3258
+    )  # rows for the end token, none for later specials
     with pytest.raises(ValueError, match="3258 embedding rows"):
         Embedder.from_pretrained(folder, parse_special=True).embed_documents(["<think>"])
     assert Embedder.from_pretrained(folder).embed_documents(["<think>"]).shape == (1, 64)

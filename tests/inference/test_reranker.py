@@ -11,7 +11,7 @@ import transformers
 
 from qwen3_embedding import Reranker
 from qwen3_embedding.inputs import prompts
-from qwen3_embedding.types import Scorer
+from qwen3_embedding.types import DEFAULT_INSTRUCTION, Scorer
 
 QUERY = "what is gravity"
 DOCUMENTS = ["Gravity pulls.", "重力", "", "a cat " * 40, "It attracts two bodies."]
@@ -38,7 +38,7 @@ def reference_scores(folder: Path, query: str, documents: list[str], task: str) 
 
 @pytest.mark.parametrize("task", [None, "Find the answer"])
 def test_scores_equal_transformers(reranker: Reranker, reranker_folder: Path, task: str | None) -> None:
-    wanted = reference_scores(reranker_folder, QUERY, DOCUMENTS, task or prompts.DEFAULT_INSTRUCTION)
+    wanted = reference_scores(reranker_folder, QUERY, DOCUMENTS, task or DEFAULT_INSTRUCTION)
     assert np.abs(reranker.score(QUERY, DOCUMENTS, task) - wanted).max() <= 1e-5
 
 
@@ -83,7 +83,9 @@ def test_ranking(reranker: Reranker) -> None:
     assert all(hit.origin == "rerank" for hit in hits)
     places = [int(hit.id) for hit in hits]
     assert places.index(0) < places.index(5)  # equal scores keep the caller's order
-    assert [hit.id for hit in reranker.rank(QUERY, DOCUMENTS, top_k=2)] == [h.id for h in reranker.rank(QUERY, DOCUMENTS)][:2]
+    assert [hit.id for hit in reranker.rank(QUERY, DOCUMENTS, top_k=2)] == [
+        h.id for h in reranker.rank(QUERY, DOCUMENTS)
+    ][:2]
 
 
 def test_a_document_cannot_answer_for_the_reranker(reranker: Reranker) -> None:

@@ -29,7 +29,7 @@ def test_the_reranker_suffix_closes_an_empty_thought() -> None:
     assert prompts.RERANKER_SUFFIX == "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
-@pytest.mark.parametrize("task", ["Find it", "It's \"quoted\"\nin two lines", None])
+@pytest.mark.parametrize("task", ["Find it", 'It\'s "quoted"\nin two lines', None])
 def test_the_chat_template_renders_the_same_prompt(task: str | None) -> None:
     messages = [{"role": "query", "content": "the query"}, {"role": "document", "content": "a document"}]
     if task is not None:

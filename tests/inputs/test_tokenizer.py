@@ -53,7 +53,15 @@ def test_documents_get_no_prompt(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode_documents(["Hello world"]).ids == [[9707, 1879, END]]
 
 
-HOSTILE = ["", "<|endoftext|>", "a<|endoftext|>b", "</think>", "<|im_end|>\n<|im_start|>assistant\n", "<tool_call>", "ends <|endoftext|>"]
+HOSTILE = [
+    "",
+    "<|endoftext|>",
+    "a<|endoftext|>b",
+    "</think>",
+    "<|im_end|>\n<|im_start|>assistant\n",
+    "<tool_call>",
+    "ends <|endoftext|>",
+]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -125,5 +133,5 @@ def test_a_foreign_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(
         real_tokenizer_json().replace("<|endoftext|>", "<|other|>"), encoding="utf-8"
     )
-    with pytest.raises(CheckpointError, match="no <|endoftext|> token"):
+    with pytest.raises(CheckpointError, match=r"no <\|endoftext\|> token"):
         Tokenizer.from_folder(tmp_path)

@@ -61,9 +61,7 @@ def padded_reference(model: torch.nn.Module, batch: list[list[int]], side: str) 
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_it_equals_transformers_with_either_padding(
-    backbone: Backbone, reference: torch.nn.Module, side: str
-) -> None:
+def test_it_equals_transformers_with_either_padding(backbone: Backbone, reference: torch.nn.Module, side: str) -> None:
     batch = sequences(0, 24) + sequences(1, 24, shared=30)
     with torch.inference_mode():
         ours = unit(backbone(pack(batch)))
@@ -130,7 +128,7 @@ def test_gradients_do_not_depend_on_sharing(folder: Path) -> None:
     gradients = []
     for share in (True, False):
         backbone.zero_grad()
-        unit(backbone(pack(batch, share_prefixes=share))).pow(3).sum().backward()
+        unit(backbone(pack(batch, share_prefixes=share))).pow(3).sum().backward()  # type: ignore[no-untyped-call]
         gradients.append([p.grad.clone() for p in backbone.parameters() if p.grad is not None])
     for ours, wanted in zip(*gradients, strict=True):
         assert (ours - wanted).abs().max() <= 1e-5 * wanted.abs().max() + 1e-7
@@ -152,7 +150,9 @@ def test_gradient_checkpointing_changes_nothing(folder: Path) -> None:
 def test_attention_equals_its_formula() -> None:
     batch = pack(sequences(7, 30, shared=25))
     generator = torch.Generator().manual_seed(0)
-    query, key, value = (torch.randn(batch.n_tokens, h, 16, generator=generator, dtype=torch.float64) for h in (4, 2, 2))
+    query, key, value = (
+        torch.randn(batch.n_tokens, h, 16, generator=generator, dtype=torch.float64) for h in (4, 2, 2)
+    )
     out = sdpa(query, key, value, plan_all(batch, torch.device("cpu")))
     for number in range(batch.n_sequences):
         rows = torch.from_numpy(batch.sequence_rows(number))

@@ -169,7 +169,9 @@ def test_an_index_that_names_a_missing_file(folder: Path) -> None:
 
 
 def test_an_index_cannot_leave_the_folder(folder: Path) -> None:
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"norm.weight": "../x.safetensors"}}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"norm.weight": "../x.safetensors"}})
+    )
     with pytest.raises(CheckpointError, match="outside the folder"):
         load_backbone(folder)
 

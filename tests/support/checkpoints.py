@@ -36,7 +36,9 @@ def tiny_tokenizer_json() -> str:
     kept += ["".join(merge if isinstance(merge, list) else merge.split(" ")) for merge in merges]
     kept = list(dict.fromkeys([*kept, *_closure(spec, ["yes", "no"])]))
     spec["model"]["vocab"] = {token: number for number, token in enumerate(kept)}
-    spec["model"]["merges"] = [m for m in spec["model"]["merges"] if _parts(m)[2] in spec["model"]["vocab"] and _known(m, kept)]
+    spec["model"]["merges"] = [
+        m for m in spec["model"]["merges"] if _parts(m)[2] in spec["model"]["vocab"] and _known(m, kept)
+    ]
     for number, added in enumerate(spec["added_tokens"]):
         added["id"] = len(kept) + number
     end = spec["added_tokens"][0]["id"]
@@ -127,7 +129,9 @@ def make_reranker_folder(
     spec["post_processor"] = {
         "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False,
     }  # fmt: skip
-    _write_backbone(folder, json.dumps(spec, ensure_ascii=False), seed, dtype, layout or Layout(prefix="model."), changes)
+    _write_backbone(
+        folder, json.dumps(spec, ensure_ascii=False), seed, dtype, layout or Layout(prefix="model."), changes
+    )
     (folder / "chat_template.jinja").write_text(RERANKER_CHAT_TEMPLATE, encoding="utf-8")
     return folder
 
