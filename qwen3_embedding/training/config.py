@@ -175,6 +175,19 @@ class RerankerSettings:
 
 
 @dataclass(frozen=True)
+class HeldOutSettings:
+    """Records to measure retrieval on while training; keep them out of ``data``."""
+
+    sources: tuple[SourceSettings, ...]
+    every: int = 500
+    """Steps between measurements; there is one at the end as well."""
+
+    def __post_init__(self) -> None:
+        if not self.sources or self.every < 1:
+            raise ValueError(f"{len(self.sources)} sources every {self.every} steps; wanted at least 1 of both")
+
+
+@dataclass(frozen=True)
 class TrainingSettings:
     """A whole run: from which checkpoint, on what, to which checkpoint."""
 
@@ -194,6 +207,7 @@ class TrainingSettings:
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     run: RunSettings = field(default_factory=RunSettings)
     lora: LoraSettings | None = None
+    held_out: HeldOutSettings | None = None
 
     @property
     def folder(self) -> Path:

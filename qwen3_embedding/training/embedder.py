@@ -20,6 +20,7 @@ from qwen3_embedding.training.config import RunSettings, TrainingSettings
 from qwen3_embedding.training.contrastive import ContrastiveSettings, LossReport, Vectors, contrastive_loss
 from qwen3_embedding.training.distributed import Ranks
 from qwen3_embedding.training.export import DTYPES, export_embedder
+from qwen3_embedding.training.held_out import HeldOut
 from qwen3_embedding.training.losses import graded_loss, labelled_loss
 from qwen3_embedding.training.objective import StepReport
 from qwen3_embedding.training.precision import matmul_precision
@@ -38,6 +39,7 @@ class EmbedderObjective:
         if settings.lora is not None:
             lora.attach(self.backbone, settings.lora, settings.run.seed)
         self.batches = Batches(settings.data, settings.model, self.tokenizer.end_id, settings.run.seed)
+        self.held_out = HeldOut(settings, self.tokenizer.end_id)
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -154,6 +156,13 @@ class EmbedderObjective:
                 :limit
             ]
         ]
+
+    def measure(self, run: RunSettings) -> dict[str, dict[str, float]]:
+        """Retrieval on the held-out sources."""
+        self.backbone.eval()
+        measured = self.held_out.measure(self._encoder(run), run)
+        self.backbone.train()
+        return measured
 
     def _text(self, ids: list[int]) -> str:
         return "".join(self.tokenizer.token_strings(ids))

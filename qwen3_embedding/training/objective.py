@@ -60,6 +60,10 @@ class Objective(Protocol):
         """Pairs that the mask dropped in a step's batch, readable."""
         ...
 
+    def measure(self, run: RunSettings) -> dict[str, dict[str, float]]:
+        """Metrics on the held-out sources, if there are any."""
+        ...
+
     def export(self, folder: Path) -> None:
         """Write the trained checkpoint into an empty folder."""
         ...

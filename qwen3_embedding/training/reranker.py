@@ -26,6 +26,7 @@ from qwen3_embedding.training.contrastive import LossReport
 from qwen3_embedding.training.distributed import Ranks
 from qwen3_embedding.training.embedder import trainable_backbone
 from qwen3_embedding.training.export import DTYPES, export_reranker
+from qwen3_embedding.training.held_out import candidate_ranks, ranking_metrics
 from qwen3_embedding.training.losses import distillation_loss, listwise_loss, yes_no_loss
 from qwen3_embedding.training.objective import StepReport
 from qwen3_embedding.training.precision import Precision, matmul_precision
@@ -88,9 +89,7 @@ class RerankerBatches:
         draw = self.mixture.draw(step)
         records, rows, source = self._records[draw.group]
         chosen = [records[row] for row in rows[draw.rows]]
-        rng = np.random.default_rng([self.seed, _CANDIDATES, step])
-        pool = [(text_hash(r.query), text_hash(r.positives[0]), r.positives[0]) for r in chosen]
-        queries = [self._candidates(record, source, pool, rng) for record in chosen]
+        queries = self.candidates(chosen, source, np.random.default_rng([self.seed, _CANDIDATES, step]))
         group = self.mixture.groups[draw.group].name
         if all(len(query.documents) == 1 for query in queries):
             raise DataError(
@@ -98,6 +97,11 @@ class RerankerBatches:
                 "mine), or set reranker.random_negatives"
             )
         return RerankerBatch(step, group, draw.epoch, queries)
+
+    def candidates(self, records: list[Record], source: SourceSettings, rng: np.random.Generator) -> list[Candidates]:
+        """Each record's query with one positive, its negatives, and random ones of the other records where wanted."""
+        pool = [(text_hash(r.query), text_hash(r.positives[0]), r.positives[0]) for r in records]
+        return [self._candidates(record, source, pool, rng) for record in records]
 
     def _candidates(
         self, record: Record, source: SourceSettings, pool: list[tuple[int, int, str]], rng: np.random.Generator
@@ -309,6 +313,27 @@ class RerankerObjective:
     def masked_samples(self, step: int, run: RunSettings, limit: int) -> list[dict[str, Any]]:
         """A reranker's batch masks nothing."""
         return []
+
+    def measure(self, run: RunSettings) -> dict[str, dict[str, float]]:
+        """Place of the positive among the candidates of each held-out query."""
+        held_out = self.settings.held_out
+        self.backbone.eval()
+        measured = {}
+        for source in held_out.sources if held_out else ():
+            records = chosen_records(source, self.settings.run.seed)
+            queries = self.batches.candidates(records, source, np.random.default_rng(self.settings.run.seed))
+            sequences = self._encode(self.judge, queries)
+            chunks = grad_cache.forward_chunks(
+                lambda packed: self.judge.log_odds(packed, run.precision),
+                sequences,
+                grad_cache.Budget(run.chunk_tokens, 0),
+                _plan_queries(queries, sequences, run.chunk_tokens),
+            )
+            present = _present(queries)
+            ranks = candidate_ranks(_matrix(grad_cache.gather(chunks), present), present)
+            measured[source.path.name.split(".")[0]] = ranking_metrics(ranks)
+        self.backbone.train()
+        return measured
 
     def export(self, folder: Path) -> None:
         """Write the trained reranker."""

@@ -131,6 +131,9 @@ class Run:
         seconds = time.monotonic() - began
         if (step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps:
             self._save(step + 1)
+        held_out = self.settings.held_out
+        if held_out and self.ranks.first and ((step + 1) % held_out.every == 0 or step + 1 == run.steps):
+            self._measure(step)
         if run.masked_samples_every and self.ranks.first and (step + 1) % run.masked_samples_every == 0:
             self._sample_masked(step)
         return log_entry(step, report, rate, norm, seconds)
@@ -140,6 +143,10 @@ class Run:
             state = checkpoint.State(steps_done, self.identity)
             checkpoint.save(self.folder, state, self.parameters, self.optimizer, self.settings.run.keep_checkpoints)
         self.ranks.wait()
+
+    def _measure(self, step: int) -> None:
+        with (self.folder / "held_out.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step + 1, **self.objective.measure(self.settings.run)}) + "\n")
 
     def _sample_masked(self, step: int) -> None:
         with (self.folder / "masked.jsonl").open("a", encoding="utf-8") as file:
@@ -199,7 +206,7 @@ def final_loss(run_folder: Path) -> float:
 def run_identity(settings: TrainingSettings, data_hashes: Mapping[str, str]) -> dict[str, Any]:
     """What must be the same when a run goes on: everything that changes weights, not how often is written or shown."""
     plain = to_mapping(settings)
-    for key in ("output", "run_folder", "export_dtype", "model"):
+    for key in ("output", "run_folder", "export_dtype", "model", "held_out"):
         plain.pop(key, None)
     run = dict(plain["run"])
     for key in ("checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "masked_samples_every"):

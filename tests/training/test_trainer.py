@@ -19,13 +19,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qwen3_embedding.config import dump_toml, load_toml
+from qwen3_embedding.data import write_records
 from qwen3_embedding.errors import CheckpointError, NumericalError
 from qwen3_embedding.training import checkpoint, trainer
-from qwen3_embedding.training.config import OptimizerSettings, TrainingSettings
+from qwen3_embedding.training.config import HeldOutSettings, OptimizerSettings, SourceSettings, TrainingSettings
 from qwen3_embedding.training.embedder import EmbedderObjective
+from qwen3_embedding.training.held_out import ranking_metrics
 from qwen3_embedding.training.optimizer import make_optimizer, rate_factor
 from qwen3_embedding.training.trainer import train
-from tests.training.support import settings
+from tests.training.support import pair_records, settings
 
 
 def losses(run_folder: Path) -> list[tuple[int, float]]:
@@ -91,6 +93,28 @@ def test_training_lowers_the_loss(tmp_path: Path, embedder_folder: Path) -> None
     train(made, show=False)
     values = [loss for _, loss in losses(made.folder)]
     assert np.mean(values[-5:]) < 0.8 * np.mean(values[:5])
+
+
+@pytest.mark.parametrize("kind", ["embedder", "reranker"])
+def test_retrieval_on_held_out_records_gets_better(
+    tmp_path: Path, embedder_folder: Path, reranker_folder: Path, kind: str
+) -> None:
+    model = embedder_folder if kind == "embedder" else reranker_folder
+    made = settings(tmp_path, model, kind, run={"steps": 30, "checkpoint_every": 30}, optimizer={"learning_rate": 2e-3})
+    write_records(tmp_path / "held.jsonl", pair_records()[1::7])
+    held_out = HeldOutSettings(sources=(SourceSettings(path=tmp_path / "held.jsonl"),), every=10)
+    made = replace(made, data=replace(made.data, sources=made.data.sources[:1]), held_out=held_out)
+    before = trainer.make_objective(made, torch.device("cpu")).measure(made.run)
+    train(made, show=False)
+    lines = [json.loads(line) for line in (made.folder / "held_out.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [10, 20, 30]
+    assert lines[-1]["held"]["mrr@10"] > before["held"]["mrr@10"]
+    for line in lines:
+        assert 0 <= line["held"]["recall@1"] <= line["held"]["mrr@10"] <= line["held"]["recall@10"] <= 1
+
+
+def test_ranks_are_turned_into_metrics() -> None:
+    assert ranking_metrics(np.array([1, 2, 11, 4])) == {"mrr@10": 0.4375, "recall@1": 0.25, "recall@10": 0.75}
 
 
 def test_a_run_killed_anywhere_goes_on_bit_for_bit(
