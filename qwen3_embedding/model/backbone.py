@@ -29,6 +29,7 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
+        self.quantization: str | None = None
 
     @property
     def device(self) -> torch.device:
@@ -37,8 +38,13 @@ class Backbone(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the weights, and of the arithmetic."""
+        """Type of the embedding table, of the norms and of what flows between the layers."""
         return self.embed_tokens.weight.dtype
+
+    @property
+    def type_name(self) -> str:
+        """Type of the matrix products: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
+        return self.quantization or str(self.dtype).removeprefix("torch.")
 
     def initialize(self, seed: int) -> Backbone:
         """Random weights as Qwen3 is initialised: normal of ``initializer_range``, norms at one."""

@@ -18,4 +18,12 @@ def rotation(positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtyp
 def rotate(heads_THd: Tensor, cos_T1d: Tensor, sin_T1d: Tensor) -> Tensor:
     """Turn each head's vector by its token's angles."""
     first, second = heads_THd.chunk(2, dim=-1)
-    return heads_THd * cos_T1d + torch.cat([-second, first], dim=-1) * sin_T1d
+    if torch.is_grad_enabled():
+        return heads_THd * cos_T1d + torch.cat([-second, first], dim=-1) * sin_T1d
+    half = first.shape[-1]
+    cos, sin = cos_T1d[..., :half], sin_T1d[..., :half]
+    turned_THd = torch.empty_like(heads_THd)
+    left, right = turned_THd.chunk(2, dim=-1)
+    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-1)
+    torch.mul(second, cos, out=right).addcmul_(first, sin)
+    return turned_THd
