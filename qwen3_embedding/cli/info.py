@@ -41,6 +41,7 @@ def _facts(source: str, device: str, dtype: str, offline: bool, hub_name: str) -
     from qwen3_embedding.inference.source import resolve
     from qwen3_embedding.inference.verify import kind_of
     from qwen3_embedding.model.attention import attention_for
+    from qwen3_embedding.model.quantized import choose_engine
 
     folder = resolve(source, offline=offline, hub=hub(hub_name))
     kind = kind_of(folder)
@@ -59,10 +60,11 @@ def _facts(source: str, device: str, dtype: str, offline: bool, hub_name: str) -
         "context": config.max_position_embeddings,
         "max tokens": model.max_tokens,
         "stored as": config.dtype,
-        "runs as": str(model.backbone.dtype).removeprefix("torch."),
+        "runs as": model.backbone.type_name,
         "device": str(model.backbone.device),
         "attention": attention_for(model.backbone.device, model.backbone.dtype).__name__,
         "batch tokens": model.runner.settings.batch_tokens,
+        "int8 engine": choose_engine().name,
         "threads": torch.get_num_threads(),
         "cpu": f"{platform.machine()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}",
         "package": __version__,

@@ -167,8 +167,7 @@ class Embedder:
 
     def __repr__(self) -> str:
         kernel = attention_for(self.backbone.device, self.backbone.dtype).__name__
-        dtype = str(self.backbone.dtype).removeprefix("torch.")
-        where = f"{dtype} on {self.backbone.device}, attention={kernel}"
+        where = f"{self.backbone.type_name} on {self.backbone.device}, attention={kernel}"
         return f"Embedder({self.name!r}, {self.dimensions} dimensions, {where})"
 
 
