@@ -80,7 +80,7 @@ def our_step(made: EmbedderObjective) -> Callable[[int], None]:
 
 def their_step(made: EmbedderObjective, mini_batch: int) -> Callable[[int], None]:
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.losses import CachedMultipleNegativesRankingLoss
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
     model = SentenceTransformer(str(made.settings.model), device="cpu", local_files_only=True)
     model.max_seq_length = MAX_TOKENS
@@ -92,9 +92,10 @@ def their_step(made: EmbedderObjective, mini_batch: int) -> Callable[[int], None
         batch = made.batches.batch(number)
         chosen = [records[row] for row in batch.records.tolist()]
         prompts = [f"Instruct: {record.instruction}\nQuery:{record.query}" for record in chosen]
-        features = [model.tokenize(prompts), model.tokenize([record.positives[0] for record in chosen])]
+        features = [model.preprocess(prompts), model.preprocess([record.positives[0] for record in chosen])]
         optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss(features, torch.zeros(len(chosen))))
+        value: torch.Tensor = loss.forward(features, torch.zeros(len(chosen)))
+        torch.autograd.backward(value)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
@@ -152,7 +153,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--mini-batch", type=int, default=32, help="of sentence-transformers (its default)")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--kept-tokens", type=int, default=65536)
+    parser.add_argument("--kept-tokens", type=int, default=16384)
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16")
     arguments = parser.parse_args()
     result = (speed if arguments.what == "speed" else memory)(arguments)

@@ -112,9 +112,9 @@ class RunSettings:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of matrix products; weights, optimizer, similarities and loss are fp32 always."""
-    chunk_tokens: int = 16384
+    chunk_tokens: int = 8192
     """Tokens of one forward pass."""
-    kept_tokens: int = 65536
+    kept_tokens: int = 16384
     """Activations of so many tokens are kept for the backward pass; what is beyond is computed twice (GradCache)."""
     gradient_checkpointing: bool = False
     checkpoint_every: int = 500
