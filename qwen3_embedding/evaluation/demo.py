@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -246,9 +247,14 @@ def _pairs(found: Mapping[str, Sequence[Hit]], collection: Collection, info: Tas
 
 
 def _examples(collection: Collection, answers: Mapping[str, Mapping[str, Sequence[Hit]]], count: int) -> list[Example]:
-    """Queries of different languages, evenly over the sample."""
-    queries = list(collection.queries)
-    chosen = [queries[len(queries) * place // max(count, 1)] for place in range(min(count, len(queries)))]
+    """Queries of different languages, English and Chinese first."""
+    first = {"en": 0, "zh": 1}
+    by_language: dict[str, list[str]] = {}
+    for query in collection.queries:
+        by_language.setdefault(query.split("-")[0], []).append(query)
+    languages = sorted(by_language, key=lambda language: first.get(language, 2))
+    rounds = zip_longest(*(by_language[language] for language in languages))
+    chosen = [query for several in rounds for query in several if query is not None][:count]
     return [
         Example(
             query=collection.queries[query],
@@ -271,8 +277,8 @@ def to_html(report: DemoReport) -> str:
     lead = (
         f"{report.queries} questions over {report.documents:,} paragraphs of {report.collection}"
         + (f" in {len(report.languages)} languages" if many else "")
-        + f", answered in four ways. Best by nDCG@10: {winner}, {100 * best[winner]:.1f}; full text alone: "
-        f"{100 * best[WAYS[0]]:.1f}."
+        + f", answered in four ways. Best by nDCG@10: {winner}, {100 * best[winner]:.1f}"
+        + (f"; full text alone: {100 * best[WAYS[0]]:.1f}." if winner != WAYS[0] else ".")
     )
     body = [
         f"<h1>Search, measured</h1>\n<p class='lead'>{escape(lead)}</p>",

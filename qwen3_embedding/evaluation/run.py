@@ -63,9 +63,13 @@ class Evaluation:
             "tasks": [asdict(task) for task in self.tasks],
         }
 
-    def report(self, column: str) -> Report:
-        """One column as the report that ``qwen3_embedding.evaluation.results`` compares and prints."""
-        tasks = tuple(self._task_result(task, column) for task in self.tasks if column in task.scores)
+    def report(self, column: str, ranking_only: bool = False) -> Report:
+        """One column as the report that ``q3e report`` compares: all its tasks, or those that every column has."""
+        tasks = tuple(
+            self._task_result(task, column)
+            for task in self.tasks
+            if column in task.scores and (not ranking_only or "bm25" in task.scores)
+        )
         name = "BM25" if column == "bm25" else f"{self.embedder or 'BM25'}{' + BM25' if column == 'hybrid' else ''}"
         return Report(
             model=name,
@@ -164,6 +168,8 @@ def evaluate(
     for column in COLUMNS:
         if any(column in task.scores for task in done):
             evaluation.report(column).save(out / f"{column}.json")
+    if any("bm25" in task.scores for task in done) and any("bm25" not in task.scores for task in done):
+        evaluation.report("embedder", ranking_only=True).save(out / "embedder-ranking.json")
     return evaluation
 
 

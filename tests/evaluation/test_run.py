@@ -79,7 +79,10 @@ def test_what_is_written(tasks: Path, tmp_path: Path) -> None:
     report = Report.load(tmp_path / "out" / "embedder.json")
     assert report.task("retrieval").score == task.scores["embedder"]["ndcg@10"]
     assert len(report.task("retrieval").per_query) == 24
-    assert Report.load(tmp_path / "out" / "bm25.json").model == "BM25"
+    text = Report.load(tmp_path / "out" / "bm25.json")
+    assert text.model == "BM25"
+    ranking = Report.load(tmp_path / "out" / "embedder-ranking.json")
+    assert [one.name for one in ranking.tasks] == [one.name for one in text.tasks] == ["reranking", "retrieval"]
 
 
 def test_changed_data_and_other_settings_are_refused(tmp_path: Path) -> None:
