@@ -105,14 +105,14 @@ def their_step(made: EmbedderObjective, mini_batch: int) -> Callable[[int], None
 
 def speed(arguments: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
-        makers = {
+        makers: dict[str, Callable[[Path], Callable[[int], None]]] = {
             "ours, float32": lambda folder: our_step(objective(folder, arguments.records, arguments, "float32")),
             "ours, bfloat16": lambda folder: our_step(objective(folder, arguments.records, arguments, "bfloat16")),
             "sentence-transformers, float32": lambda folder: their_step(
                 objective(folder, arguments.records, arguments, "float32"), arguments.mini_batch
             ),
         }
-        engines = {}
+        engines: dict[str, Callable[[int], None]] = {}
         for number, (engine, maker) in enumerate(makers.items()):
             folder = Path(name) / str(number)
             folder.mkdir()
