@@ -1,1 +1,1 @@
-"""Documents into training records, through a language model. This room imports no torch."""
+"""Documents into training records, through a language model. Imports no torch; a local model does when it is made."""

@@ -27,5 +27,3 @@ def test_one_seed_gives_one_text_and_another_prompt_another(reranker_folder: Pat
     assert first == generator.generate("Name a reef.", system="Be short.", seed=1)
     assert first != generator.generate("Name a reef.", system="Be short.", seed=2)
     assert first != generator.generate("Name a tree.", system="Be short.", seed=1)
-    greedy = LocalGenerator(str(folder), max_tokens=5, temperature=0.0)
-    assert greedy.generate("Name a reef.", seed=1) == greedy.generate("Name a reef.", seed=2)
