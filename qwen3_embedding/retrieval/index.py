@@ -50,6 +50,8 @@ _INT8_ROWS = 256
 _STALE_SHARE = 0.1
 """Rows not yet in the text and vector indices are searched one by one; above this share they are merged in."""
 _ID_CHUNK = 1000
+_QUERY_TOKENS = 4096
+"""Of a full-text query: the engine takes 16 kB for each, and ends the process where memory does not suffice."""
 _KEPT_VERSIONS = timedelta(minutes=10)
 """Readers in other processes may still be at a version of the table this old."""
 
@@ -308,11 +310,16 @@ class SearchIndex(Searchable):
 
     def _by_text(self, text: str, limit: int, conditions: list[Condition]) -> Ranking:
         # tokens hold letters and digits only and MatchQuery is no query language: nothing a user types is syntax
-        tokens = " ".join(analyze(text))
+        tokens = analyze(text)
         if not tokens:
             return []
+        if len(tokens) > _QUERY_TOKENS:
+            raise ValueError(
+                f"the query has {len(tokens)} words and bigrams; full text takes up to {_QUERY_TOKENS}: shorten it, "
+                "or search with mode='dense'"
+            )
         with _reading(self.folder):
-            query = self._filtered(self._table.search(MatchQuery(tokens, "tokens")), conditions)
+            query = self._filtered(self._table.search(MatchQuery(" ".join(tokens), "tokens")), conditions)
             rows = query.select(["id", "_score"]).limit(limit).to_arrow()
         return best_first(list(zip(rows["id"].to_pylist(), rows["_score"].to_pylist(), strict=True)))
 
