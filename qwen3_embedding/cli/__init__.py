@@ -22,6 +22,7 @@ VERBS = (
     "verify",
     "prompt",
     "info",
+    "bench",
     "serve",
     "evaluate",
     "sweep",

@@ -88,9 +88,7 @@ def sweep_dimensions(
     for size in dimensions:
         if not 1 <= size <= encoder.dimensions:
             raise ValueError(f"dimensions={size}; wanted 1 to {encoder.dimensions}, the size of {encoder.name}")
-    for precision in precisions:
-        if precision not in PRECISIONS:
-            raise ValueError(f"precision={precision!r}; wanted one of {', '.join(PRECISIONS)}")
+    as_precisions(precisions)
     documents_ND = _full(encoder.embed_documents(list(collection.documents.values())))
     queries_QD = _full(encoder.embed_queries(list(collection.queries.values()), instruction))
     best = _score(collection, documents_ND, queries_QD, metric).mean[metric]
@@ -152,6 +150,26 @@ def sweep_instructions(
 def default_instructions(tuned: str) -> dict[str, str | None]:
     """The tuned instruction, three other wordings, and none."""
     return {"tuned": tuned, **{f"paraphrase {i}": text for i, text in enumerate(PARAPHRASES, start=1)}, "none": None}
+
+
+def halves(full: int, smallest: int = 32) -> list[int]:
+    """The full size and its halves down to ``smallest``, upwards: 1024 gives 32, 64, … 1024."""
+    sizes = [full]
+    while sizes[0] % 16 == 0 and sizes[0] // 2 >= smallest:
+        sizes.insert(0, sizes[0] // 2)
+    return sizes
+
+
+def as_precisions(names: Sequence[str]) -> list[Precision]:
+    """Names from outside as precisions.
+
+    Raises:
+        ValueError: an unknown one.
+    """
+    unknown = [name for name in names if name not in PRECISIONS]
+    if unknown:
+        raise ValueError(f"precision={unknown[0]!r}; wanted one of {', '.join(PRECISIONS)}")
+    return [known for name in names for known in PRECISIONS if known == name]
 
 
 def plot_sweep(cells: Sequence[SweepCell], title: str, metric: str = METRIC) -> Any:

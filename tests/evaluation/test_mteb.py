@@ -36,6 +36,10 @@ from qwen3_embedding.evaluation.mteb import (
     local_task,
 )
 from qwen3_embedding.evaluation.protocols import few_shot_classification, resampled_clustering
+from qwen3_embedding.evaluation.run import evaluate
+from qwen3_embedding.evaluation.tasks import TaskSettings
+from qwen3_embedding.inference.embedder import Embedder
+from qwen3_embedding.inference.reranker import Reranker
 from qwen3_embedding.types import Encoder, FloatArray, Scorer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -153,6 +157,20 @@ def test_whole_retrieval_task_equals_our_own_path(folder: Path) -> None:
     assert report.task("tiny").score == pytest.approx(ours, abs=5.1e-6)
     assert report.task("tiny").instruction == "Find it"
     assert report.settings["instructions"] == "official"
+
+
+def test_models_score_the_same_through_mteb_and_the_local_path(
+    folder: Path, tmp_path: Path, embedder: Embedder, reranker: Reranker
+) -> None:
+    """Both stages of a whole task, real (tiny) models on the packed engine."""
+    local = evaluate([folder], embedder, reranker, TaskSettings(candidates=10), tmp_path / "local")
+    first = evaluate_encoder(embedder, [local_task(folder)], predictions=tmp_path / "first")
+    second = evaluate_reranker(reranker, [local_task(folder)], tmp_path / "first", embedder.name, candidates=10)
+    (ours,) = local.tasks
+    assert ours.scores["embedder"]["ndcg@10"] > 0
+    assert first.task("tiny").score == pytest.approx(ours.scores["embedder"]["ndcg@10"], abs=5.1e-6)
+    assert second.task("tiny").score == pytest.approx(ours.scores["reranker"]["ndcg@10"], abs=5.1e-6)
+    assert second.task("tiny").score != first.task("tiny").score
 
 
 def test_other_metrics_and_ties_equal(folder: Path) -> None:

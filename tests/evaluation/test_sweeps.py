@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ from qwen3_embedding.evaluation.figures import save_figure
 from qwen3_embedding.evaluation.sweeps import (
     PARAPHRASES,
     default_instructions,
+    halves,
     plot_sweep,
     sweep_dimensions,
     sweep_instructions,
@@ -113,6 +117,33 @@ def test_instruction_sensitivity() -> None:
     assert found["none"].p_value < 0.01
     assert found["none"].difference == pytest.approx(found["none"].score.value - found["tuned"].score.value)
     assert found["none"].score.low < found["none"].score.value < found["none"].score.high
+
+
+def test_sizes() -> None:
+    assert halves(1024) == [32, 64, 128, 256, 512, 1024]
+    assert halves(96) == [48, 96]
+    assert halves(24) == [24]
+
+
+def test_command_line(tmp_path: Path, embedder_folder: Path) -> None:
+    place = tmp_path / "task"
+    (place / "qrels").mkdir(parents=True)
+    lines = [json.dumps({"_id": f"d{i}", "text": f"document number {i}"}) for i in range(6)]
+    (place / "corpus.jsonl").write_text("\n".join(lines))
+    queries = [json.dumps({"_id": f"q{i}", "text": f"number {i}"}) for i in range(6)]
+    (place / "queries.jsonl").write_text("\n".join(queries))
+    (place / "qrels" / "test.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(6)))
+    run = [sys.executable, "-m", "qwen3_embedding", "sweep", str(place), "--embedder", str(embedder_folder), "--json"]
+    out = subprocess.run([*run, "--figure", str(tmp_path / "f")], capture_output=True, text=True, check=True)
+    cells = json.loads(out.stdout)
+    assert {cell["precision"] for cell in cells} == {"float32", "int8", "binary"}
+    assert cells[-3]["kept"] == 1.0
+    assert (tmp_path / "f" / "sweep.svg").exists()
+    out = subprocess.run([*run, "--instructions"], capture_output=True, text=True, check=True)
+    assert [result["name"] for result in json.loads(out.stdout)][:2] == ["tuned", "paraphrase 1"]
+    bad = subprocess.run([*run, "--precision", "int3"], capture_output=True, text=True, check=False)
+    assert bad.returncode == 2
+    assert "precision='int3'" in bad.stderr
 
 
 def test_what_is_refused() -> None:
