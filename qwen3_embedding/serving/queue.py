@@ -66,7 +66,7 @@ class QueueSettings:
         max_batch_tokens: tokens of a batch at most; a longer sequence gets a batch of its own.
         max_waiting_tokens: bound of the queue; a submission past it is refused.
         short_tokens: a submission of at most so many tokens rides the query lane, unless it names its lane.
-        bulk_share: part of a batch that is kept for bulk while bulk waits, in [0, 1).
+        bulk_share: part of a batch that bulk gets beside queries, in [0, 1); without queries it gets all.
         batch_seconds: aim at batches of about this duration, by the measured speed, so that a short query never waits
             long for the batch before it. ``None`` fills every batch up to ``max_batch_tokens``.
         cache_bytes: keep finished rows up to this size and answer repeated inputs from them; 0 keeps none.
@@ -76,7 +76,7 @@ class QueueSettings:
     max_waiting_tokens: int = 1_000_000
     short_tokens: int = 1_024
     bulk_share: float = 0.25
-    batch_seconds: float | None = 0.5
+    batch_seconds: float | None = 0.25
     cache_bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -577,7 +577,7 @@ class TokenQueue:
         return not job.dropped
 
     def _choose(self) -> list[_Job]:
-        """The next batch: queries first, a share for bulk, whatever is left to either."""
+        """The next batch: queries first, a share for bulk beside them; all of it for bulk where no query waits."""
         budget = self._budget()
         query, bulk = self._lanes[Lane.QUERY], self._lanes[Lane.BULK]
         bulk_waits = bulk.peek() is not None
@@ -586,7 +586,8 @@ class TokenQueue:
             # Its next job did not fit beside the queries last time: it goes first, once.
             picker.fill(bulk, int(budget * self.settings.bulk_share))
         picker.fill(query, int(budget * (1 - self.settings.bulk_share)) if bulk_waits else budget)
-        picker.fill(bulk, budget)
+        # Beside queries bulk gets its share and no more, as the queries wait for the whole batch.
+        picker.fill(bulk, picker.used + int(budget * self.settings.bulk_share) if picker.batch else budget)
         self._bulk_passed_over = bulk_waits and not any(job.lane is Lane.BULK for job in picker.batch)
         picker.fill(query, budget)
         return picker.batch
@@ -707,7 +708,7 @@ class _Picker:
     def __init__(self, budget: int) -> None:
         self.batch: list[_Job] = []
         self._budget = budget
-        self._used = 0
+        self.used = 0
         self._groups: set[int] = set()
 
     def fill(self, lane: _FairLane, up_to: int) -> None:
@@ -715,12 +716,12 @@ class _Picker:
         up_to = min(up_to, self._budget)
         while (job := lane.peek()) is not None:
             cost = job.cost + (0 if id(job.group) in self._groups else job.shared)
-            if self.batch and self._used + cost > up_to:
+            if self.batch and self.used + cost > up_to:
                 return
             lane.take(job, cost)
             job.running = True
             self.batch.append(job)
-            self._used += cost
+            self.used += cost
             self._groups.add(id(job.group))
 
 

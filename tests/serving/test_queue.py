@@ -173,6 +173,17 @@ def test_a_short_submission_goes_before_bulk_and_bulk_is_not_starved(model: Mode
     assert kinds[0].index("query") == 0
 
 
+def test_a_query_does_not_wait_for_a_batch_filled_up_with_bulk(model: Model, queues: list[TokenQueue]) -> None:
+    queue = make(queues, model, max_batch_tokens=40, short_tokens=10, bulk_share=0.25)
+    hold(queue, model)
+    bulk = queue.submit([[100 + i] * 10 for i in range(8)])
+    query = queue.submit([[300] * 3])
+    model.gate.set()
+    query.result(5)
+    bulk.result(5)
+    assert [len(batch) for batch in model.batches[1:]] == [2, 4, 3]  # the query with its share of bulk, then bulk alone
+
+
 def test_a_bulk_item_larger_than_what_queries_leave_gets_its_turn(model: Model, queues: list[TokenQueue]) -> None:
     queue = make(queues, model, max_batch_tokens=40, short_tokens=10, bulk_share=0.25)
     hold(queue, model)

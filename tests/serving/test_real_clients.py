@@ -121,7 +121,8 @@ def test_haystack(url: str, documents_ND: Any) -> None:
     np.testing.assert_allclose(embedder.run(TEXTS[0])["embedding"], documents_ND[0], atol=CLOSE)
 
 
-def test_litellm(url: str, documents_ND: Any, reranker: Reranker) -> None:
+def test_litellm(url: str, documents_ND: Any, reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would ask the network otherwise
     litellm = pytest.importorskip("litellm")
     answer = litellm.embedding(
         model="openai/tiny-embedding", input=TEXTS, api_base=f"{url}/v1", api_key="unused-here", encoding_format="float"
