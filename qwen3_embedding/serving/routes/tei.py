@@ -190,7 +190,7 @@ def _info(server: Server) -> dict[str, Any]:
         "model_dtype": first.dtype,
         "served_model_name": first.name,
         "model_type": kind,
-        "max_concurrent_requests": 512,
+        "max_concurrent_requests": None,
         "max_input_length": first.max_tokens,
         "max_batch_tokens": first.queue.settings.max_batch_tokens,
         "max_batch_requests": None,
