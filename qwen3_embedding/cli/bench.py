@@ -34,12 +34,14 @@ def command(
     if as_json:
         print(json.dumps({**speed.as_dict(), **({"parts": parts} if parts else {})}))
         return
-    rows = [(name.replace("_", " "), _shown(value)) for name, value in speed.as_dict().items()]
+    rows: list[tuple[str, ...]] = [(name.replace("_", " "), _shown(value)) for name, value in speed.as_dict().items()]
     print_table(rows, ("measured", "value"))
     if parts:
         whole = sum(parts.values())
         by_size = sorted(parts.items(), key=lambda part: -part[1])
-        shares = [(name, f"{value * 1000:.1f}", f"{value / whole:.1%}") for name, value in by_size]
+        shares: list[tuple[str, ...]] = [
+            (name, f"{value * 1000:.1f}", f"{value / whole:.1%}") for name, value in by_size
+        ]
         print_table(shares, ("part", "ms", "share"))
 
 

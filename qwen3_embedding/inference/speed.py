@@ -123,7 +123,7 @@ def mixed_lengths(count: int, mean: float = 120, longest: int = 512, seed: int =
     """Log-normal lengths, as real collections have them."""
     rng = np.random.default_rng(seed)
     sizes = rng.lognormal(0, 0.7, count)
-    return np.clip(np.rint(sizes * mean / sizes.mean()), 2, longest).astype(int).tolist()
+    return [int(size) for size in np.clip(np.rint(sizes * mean / sizes.mean()), 2, longest)]
 
 
 @dataclass(frozen=True)

@@ -123,10 +123,11 @@ class QuantizedLinear(nn.Module):
     out_features: int
     engine: Engine
     scale_N: Tensor
+    prepared: Any
 
     def __init__(self, linear: nn.Linear, engine: Engine) -> None:
         super().__init__()
-        if linear.bias is not None:
+        if getattr(linear, "bias", None) is not None:
             raise ValueError("got a linear layer with a bias; Qwen3 has none and int8 knows none")
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.engine = engine
