@@ -19,14 +19,16 @@ import numpy as np
 from benchmarks.cases import machine, random_backbone, save, shape, tokenizer
 from qwen3_embedding.inference.embedder import Embedder
 from qwen3_embedding.inference.reranker import Reranker
-from qwen3_embedding.inference.speed import count_tokens, interleave, random_texts
+from qwen3_embedding.inference.speed import Clock, count_tokens, interleave, random_texts
 from qwen3_embedding.model.quantized import quantize_
 from qwen3_embedding.model.scoring import YesNoHead
 
 INSTRUCTION_TOKENS, QUERY_TOKENS, DOCUMENT_TOKENS = 24, 12, 100
 
 
-def compare(model: Embedder | Reranker, run: Callable[[], np.ndarray], rounds: int) -> dict[str, Any]:
+def compare(
+    model: Embedder | Reranker, run: Callable[[], np.ndarray], rounds: int, clock: Clock = "wall"
+) -> dict[str, Any]:
     """Tokens, seconds and results of ``run`` with sharing on and off."""
     on, off = (replace(model.runner.settings, share_prefixes=share) for share in (True, False))
 
@@ -40,7 +42,7 @@ def compare(model: Embedder | Reranker, run: Callable[[], np.ndarray], rounds: i
     shared, separate = with_settings(on), with_settings(off)
     outputs: list[np.ndarray] = []
     tokens = [count_tokens(model.backbone, lambda work=work: outputs.append(work())) for work in (shared, separate)]
-    timings = interleave({"shared": shared, "separate": separate}, rounds, warm_up=False)
+    timings = interleave({"shared": shared, "separate": separate}, rounds, warm_up=False, clock=clock)
     return {
         "tokens_shared": tokens[0],
         "tokens_separate": tokens[1],
@@ -57,6 +59,7 @@ def main() -> None:
     parser.add_argument("--shape", default="0.6B")
     parser.add_argument("--layers", type=int, default=None, help="Fewer layers; every layer saves the same share.")
     parser.add_argument("--dtype", choices=("float32", "int8"), default="float32")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=100)
     parser.add_argument("--queries", type=int, default=64)
@@ -75,9 +78,14 @@ def main() -> None:
     frame = len(words.encode_queries([""], " a").ids[0]) - 2
     task = random_texts(words, [INSTRUCTION_TOKENS - frame + 1], seed=3)[0].strip()
     result = {
-        **{"shape": options.shape, "layers": backbone.config.num_hidden_layers, "dtype": options.dtype},
-        "rerank": compare(reranker, lambda: reranker.score(query, documents), options.rounds),
-        "queries": compare(embedder, lambda: embedder.embed_queries(queries, task), options.rounds),
+        **{
+            "shape": options.shape,
+            "layers": backbone.config.num_hidden_layers,
+            "dtype": options.dtype,
+            "clock": options.clock,
+        },
+        "rerank": compare(reranker, lambda: reranker.score(query, documents), options.rounds, options.clock),
+        "queries": compare(embedder, lambda: embedder.embed_queries(queries, task), options.rounds, options.clock),
         **machine(),
     }
     print(json.dumps(result))

@@ -21,7 +21,7 @@ import torch
 from benchmarks.cases import Case, cases, machine, save, shape, write_embedder
 from qwen3_embedding.cli.common import print_table
 from qwen3_embedding.inference.embedder import Embedder
-from qwen3_embedding.inference.speed import gemm_rate, interleave, matrix_operations, peak_memory, time_by_part
+from qwen3_embedding.inference.speed import Clock, gemm_rate, interleave, matrix_operations, peak_memory, time_by_part
 
 ENGINES = ("ours-float32", "ours-int8", "sentence-transformers", "sentence-transformers-one-by-one")
 
@@ -47,7 +47,7 @@ def load(folder: Path, engines: list[str]) -> dict[str, Encode]:
     return loaded
 
 
-def run(case: Case, folder: Path, encoders: dict[str, Encode], rounds: int) -> dict[str, Any]:
+def run(case: Case, folder: Path, encoders: dict[str, Encode], rounds: int, clock: Clock = "wall") -> dict[str, Any]:
     """One case on every engine."""
     words = Embedder.from_pretrained(folder, device="cpu")
     texts = case.texts(words.tokenizer)
@@ -60,8 +60,8 @@ def run(case: Case, folder: Path, encoders: dict[str, Encode], rounds: int) -> d
     def work(name: str) -> Callable[[], object]:
         return lambda: vectors.__setitem__(name, encoders[name](texts))
 
-    timings = interleave({name: work(name) for name in encoders}, rounds, warm_up=False)
-    rates = {int8: gemm_rate(int8) for int8 in (False, True)}
+    timings = interleave({name: work(name) for name in encoders}, rounds, warm_up=False, clock=clock)
+    rates = {int8: gemm_rate(int8, clock=clock) for int8 in (False, True)}
     reference = next(iter(vectors.values()))
     rows = {
         name: {
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=list(every), default=["mixed"])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES[:3]))
     parser.add_argument("--scale", type=float, default=1.0, help="Multiplies the number of texts.")
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--profile", action="store_true", help="Add our time by part.")
     parser.add_argument("--name", default="runner", help="Name of the result file.")
@@ -118,7 +119,9 @@ def main() -> None:
         if options.model is None:
             write_embedder(folder, shape(options.shape, options.layers))
         encoders = load(folder, options.engines)
-        found = [run(cases(options.scale)[name], folder, encoders, options.rounds) for name in options.cases]
+        found = [
+            run(cases(options.scale)[name], folder, encoders, options.rounds, options.clock) for name in options.cases
+        ]
         parts = {}
         if options.profile:
             for name in (name for name in options.engines if name.startswith("ours-")):
@@ -128,7 +131,14 @@ def main() -> None:
     for result in found:
         show(result)
     model = str(options.model or options.shape)
-    line = {"model": model, "layers": options.layers, "cases": found, "parts": parts, **machine()}
+    line = {
+        "model": model,
+        "layers": options.layers,
+        "clock": options.clock,
+        "cases": found,
+        "parts": parts,
+        **machine(),
+    }
     line["peak_memory_mib"] = peak_memory() >> 20
     print(json.dumps(line))
     print(save(options.name, line), file=sys.stderr)
