@@ -157,7 +157,13 @@ def _scores(reports: Sequence[Report], names: Sequence[str], seed: int) -> Table
 def _comparison(base: Report, base_name: str, other: Report, name: str, seed: int) -> Table:
     rows = []
     for item in compare_reports(base, other, seed=seed):
-        verdict = "same" if item.p_corrected >= SIGNIFICANT else "better" if item.difference.value > 0 else "worse"
+        verdict = (
+            "no difference shown"
+            if item.p_corrected >= SIGNIFICANT
+            else "better"
+            if item.difference.value > 0
+            else "worse"
+        )
         rows.append(
             (
                 item.task,

@@ -112,7 +112,7 @@ def test_page_of_two_runs() -> None:
     worse = to_markdown(build_page([second, first], plots=False))
     assert "| -10.00 [-10.00, -10.00] | 0/0/50 |" in worse
     same = to_markdown(build_page([first, _report("twin", 0.0)], plots=False))
-    assert "| +0.00 [+0.00, +0.00] | 0/50/0 | 1.0000 | 1.0000 | same |" in same
+    assert "| +0.00 [+0.00, +0.00] | 0/50/0 | 1.0000 | 1.0000 | no difference shown |" in same
 
 
 def test_html_is_whole_and_alone() -> None:
