@@ -54,7 +54,7 @@ class Timing:
 
 
 Clock = Literal["wall", "cpu"]
-"""Seconds that pass, or seconds of this process on any core: the second is steadier on a machine that others use too."""
+"""Seconds that pass, or of this process on any core: the second is steadier on a machine that others use too."""
 
 CLOCKS: dict[Clock, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}
 
