@@ -16,12 +16,16 @@ from qwen3_embedding.types import Precision
 def command(
     file: Annotated[Path | None, typer.Argument(help="Texts, one a line, or .jsonl; stdin without it.")] = None,
     model: Annotated[str, typer.Option("--model", help="Folder, hub id, or bundled name.")] = "nano-embedding",
-    query: Annotated[bool, typer.Option("--query", help="The texts are queries: put the instruction before them.")] = False,
+    query: Annotated[
+        bool, typer.Option("--query", help="The texts are queries: put the instruction before them.")
+    ] = False,
     document: Annotated[bool, typer.Option("--document", help="The texts are documents (the default).")] = False,
     instruction: Annotated[str | None, typer.Option(help="Task of the queries; implies --query.")] = None,
     dimensions: Annotated[int | None, typer.Option(help="Vector size, 32 to the model's full size.")] = None,
     precision: Annotated[str, typer.Option(help="float32, float16, int8, uint8, binary, ubinary.")] = "float32",
-    format: Annotated[Literal["json", "jsonl", "npy"], typer.Option(help="json: one list; jsonl: one line a text.")] = "jsonl",
+    format: Annotated[
+        Literal["json", "jsonl", "npy"], typer.Option(help="json: one list; jsonl: one line a text.")
+    ] = "jsonl",
     output: Annotated[Path | None, typer.Option(help="Write here instead of stdout.")] = None,
     device: Device = "auto",
     dtype: DType = "auto",

@@ -24,6 +24,9 @@ def command(
     first_stage: Annotated[
         Literal["bm25", "embedder", "hybrid"], typer.Option(help="Whose ranking the reranker orders.")
     ] = "embedder",
+    dense_weight: Annotated[
+        float, typer.Option(help="Weight of the embedder beside BM25 (1) in the hybrid ranking.")
+    ] = 1.0,
     dimensions: Annotated[int | None, typer.Option(help="Vector size, 32 to the model's full size.")] = None,
     instruction: Annotated[str | None, typer.Option(help="Instead of each task's own; '' for none.")] = None,
     max_queries: Annotated[int | None, typer.Option(help="A fixed sample of so many queries a task.")] = None,
@@ -44,8 +47,10 @@ def command(
     from qwen3_embedding.evaluation.run import evaluate
     from qwen3_embedding.evaluation.tables import score_rows
     from qwen3_embedding.evaluation.tasks import TaskSettings
+    from qwen3_embedding.retrieval.fusion import Fusion
 
     settings = TaskSettings(
+        fusion=Fusion(dense_weight=dense_weight),
         dimensions=dimensions,
         candidates=candidates,
         first_stage=first_stage,

@@ -13,11 +13,15 @@ from qwen3_embedding.cli.common import HubName, Json, Offline, hub
 def command(
     text: Annotated[str, typer.Argument(help="The query, or with --query the document.")],
     model: Annotated[str, typer.Option("--model", help="Folder, hub id, or bundled name.")] = "nano-embedding",
-    query: Annotated[str | None, typer.Option("--query", help="Show the reranker's prompt for this query and the text.")] = None,
+    query: Annotated[
+        str | None, typer.Option("--query", help="Show the reranker's prompt for this query and the text.")
+    ] = None,
     document: Annotated[bool, typer.Option("--document", help="Show the text as an embedder's document.")] = False,
     instruction: Annotated[str | None, typer.Option(help="The task; default: web search.")] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Length limit, to see what would be cut.")] = None,
-    parse_special: Annotated[bool, typer.Option(help="Read special-token strings as control tokens (the reference).")] = False,
+    parse_special: Annotated[
+        bool, typer.Option(help="Read special-token strings as control tokens (the reference).")
+    ] = False,
     hub_name: HubName = "huggingface",
     offline: Offline = False,
     as_json: Json = False,
@@ -36,7 +40,12 @@ def command(
     ids = encoded.ids[0]
     rendered = tokenizer.decode(ids)
     if as_json:
-        facts = {"prompt": rendered, "ids": ids, "tokens": tokenizer.token_strings(ids), "cut_tokens": encoded.cut_tokens[0]}
+        facts = {
+            "prompt": rendered,
+            "ids": ids,
+            "tokens": tokenizer.token_strings(ids),
+            "cut_tokens": encoded.cut_tokens[0],
+        }
         print(json.dumps(facts, ensure_ascii=False))
         return
     print(rendered)

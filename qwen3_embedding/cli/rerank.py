@@ -18,7 +18,9 @@ def command(
     model: Annotated[str, typer.Option("--model", help="Folder, hub id, or bundled name.")] = "nano-reranker",
     instruction: Annotated[str | None, typer.Option(help="The task; default: web search.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", help="Print only the best so many.")] = None,
-    format: Annotated[Literal["json", "jsonl", "text"], typer.Option(help="json, jsonl, or text for people.")] = "jsonl",
+    format: Annotated[
+        Literal["json", "jsonl", "text"], typer.Option(help="json, jsonl, or text for people.")
+    ] = "jsonl",
     device: Device = "auto",
     dtype: DType = "auto",
     revision: Revision = None,

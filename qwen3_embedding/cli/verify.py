@@ -26,7 +26,11 @@ def command(
     checks = verify(source, None if kind == "auto" else kind, device, dtype, offline, hub(hub_name))
     failed = [check for check in checks if check.outcome == "fail"]
     if as_json:
-        print(json.dumps({"source": source, "passed": not failed, "checks": [asdict(c) for c in checks]}, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"source": source, "passed": not failed, "checks": [asdict(c) for c in checks]}, ensure_ascii=False
+            )
+        )
     else:
         for check in checks:
             wanted = f" (wanted: {check.wanted})" if check.wanted else ""

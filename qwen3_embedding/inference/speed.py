@@ -200,15 +200,20 @@ def time_by_part(embedder: Embedder, texts: Sequence[str]) -> dict[str, float]:
         pack([ids[i] for i in batch], share_prefixes=settings.share_prefixes)
     packed = time.perf_counter()
     parts = {"tokenise": tokenised - begin, "pack": packed - tokenised}
+    start = time.perf_counter()
+    operators = operators_by_part(lambda: embedder.embed_tokens(ids))
+    whole = time.perf_counter() - start
+    between = whole - sum(operators.values()) - parts["pack"]
+    return {**parts, **operators, "between operators": max(0.0, between)}
+
+
+def operators_by_part(run: Callable[[], object]) -> dict[str, float]:
+    """Seconds of torch's operators on CPU while ``run`` runs, by :data:`PARTS`."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-        start = time.perf_counter()
-        embedder.embed_tokens(ids)
-        whole = time.perf_counter() - start
-    parts.update({name: 0.0 for name, _ in PARTS}, other=0.0)
+        run()
+    parts = dict.fromkeys([*(name for name, _ in PARTS), "other"], 0.0)
     for event in profile.key_averages():
         parts[_part(event.key)] += event.self_cpu_time_total / 1e6
-    inside = sum(parts.values()) - parts["tokenise"]
-    parts["between operators"] = max(0.0, whole - inside)
     return parts
 
 

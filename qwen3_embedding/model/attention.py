@@ -7,9 +7,10 @@ variable-length kernel call on GPU.  Both are exact; tests hold each against the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -56,6 +57,19 @@ class AttentionPlan:
     max_query_length: int
     max_key_length: int
 
+    @cached_property
+    def gathered_rows(self) -> Tensor:
+        """(sum of key lengths,) key rows of all runs end to end."""
+        device = self.query_starts.device
+        return torch.cat(
+            [
+                torch.arange(run.begin, run.begin + run.count * run.query_length, device=device)
+                if run.key_rows is None
+                else run.key_rows
+                for run in self.runs
+            ]
+        )
+
 
 def plan_all(batch: PackedBatch, device: torch.device) -> AttentionPlan:
     """The plan in which every row of the batch asks."""
@@ -72,8 +86,8 @@ def plan_all(batch: PackedBatch, device: torch.device) -> AttentionPlan:
 def plan_rows(batch: PackedBatch, rows: IntArray, device: torch.device) -> AttentionPlan:
     """The plan in which only ``rows`` ask, each one query: what the last layer needs for pooling.
 
-    ``rows`` must each be the last of its segment (as pooled rows are), and ordered by position, so that equal key lengths
-    are neighbours.
+    ``rows`` must each be the last of its segment (as pooled rows are), and ordered by position, so that equal key
+    lengths are neighbours.
     """
     blocks: list[_Block] = []
     lengths = batch.positions[rows] + 1
@@ -103,7 +117,7 @@ def _equal_stretches(shapes: IntArray) -> Iterator[tuple[int, int]]:
     """Half-open stretches of equal consecutive rows."""
     changes = np.flatnonzero((shapes[1:] != shapes[:-1]).any(axis=1)) + 1
     bounds = [0, *changes.tolist(), len(shapes)]
-    return zip(bounds[:-1], bounds[1:], strict=True)
+    return pairwise(bounds)
 
 
 def _key_matrix(batch: PackedBatch, segments: IntArray, context: int, own: int) -> IntArray:
@@ -131,9 +145,19 @@ def _plan(blocks: list[_Block], n_queries: int, query_rows: IntArray | None, dev
             for b in blocks
         ]
         key_rows = to_device(np.concatenate(parts))
-    runs = () if gpu else tuple(
-        Run(b.begin, b.count, b.query_length, b.key_length, None if b.key_rows is None else to_device(b.key_rows.ravel()))
-        for b in blocks
+    runs = (
+        ()
+        if gpu
+        else tuple(
+            Run(
+                b.begin,
+                b.count,
+                b.query_length,
+                b.key_length,
+                None if b.key_rows is None else to_device(b.key_rows.ravel()),
+            )
+            for b in blocks
+        )
     )
     counts = [b.count for b in blocks]
     query_lengths = np.repeat([b.query_length for b in blocks], counts)
@@ -165,18 +189,32 @@ def sdpa(query_RHd: Tensor, key_TKd: Tensor, value_TKd: Tensor, plan: AttentionP
     """One scaled-dot-product call a group of equal runs."""
     if not plan.runs:
         raise ValueError("this plan was made for the variable-length kernel; make it on the device that runs it")
-    outputs = [_run(query_RHd, key_TKd, value_TKd, run) for run in plan.runs]
+    queries = query_RHd.split([run.count * run.query_length for run in plan.runs])
+    if torch.is_grad_enabled():
+        keys, values = _split_keys(key_TKd, plan), _split_keys(value_TKd, plan)
+    else:
+        keys, values = _each_run(key_TKd, plan), _each_run(value_TKd, plan)
+    outputs = [_run(*parts) for parts in zip(queries, keys, values, plan.runs, strict=True)]
     return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
 
 
-def _run(query_RHd: Tensor, key_TKd: Tensor, value_TKd: Tensor, run: Run) -> Tensor:
-    end = run.begin + run.count * run.query_length
-    query = _heads_first(query_RHd[run.begin : end], run.count)
-    if run.key_rows is None:
-        key, value = key_TKd[run.begin : end], value_TKd[run.begin : end]
-    else:
-        key, value = key_TKd[run.key_rows], value_TKd[run.key_rows]
-    key, value = _heads_first(key, run.count), _heads_first(value, run.count)
+def _each_run(rows_TKd: Tensor, plan: AttentionPlan) -> Iterator[Tensor]:
+    """The key rows of each run, made when they are asked for: one run's copy at a time."""
+    for run in plan.runs:
+        end = run.begin + run.count * run.query_length
+        yield rows_TKd[run.begin : end] if run.key_rows is None else rows_TKd[run.key_rows]
+
+
+def _split_keys(rows_TKd: Tensor, plan: AttentionPlan) -> Sequence[Tensor]:
+    """The key rows of each run by one gather and one split, so that their gradients are added once,
+    not once a run."""
+    if any(run.key_rows is not None for run in plan.runs):
+        rows_TKd = rows_TKd[plan.gathered_rows]
+    return rows_TKd.split([run.count * run.key_length for run in plan.runs])
+
+
+def _run(query: Tensor, key: Tensor, value: Tensor, run: Run) -> Tensor:
+    query, key, value = (_heads_first(rows, run.count) for rows in (query, key, value))
     gqa = query.shape[1] != key.shape[1]
     if run.query_length in (1, run.key_length):
         causal = run.query_length > 1

@@ -31,5 +31,7 @@ def check_dimensions(dimensions: int | None, full: int) -> int:
     if dimensions > full:
         raise ValueError(f"dimensions={dimensions} exceeds this model's {full}; use {least} to {full}")
     if dimensions < least:
-        raise ValueError(f"dimensions={dimensions} is below {least}, the smallest this model is for; use {least} to {full}")
+        raise ValueError(
+            f"dimensions={dimensions} is below {least}, the smallest this model is for; use {least} to {full}"
+        )
     return dimensions

@@ -1,7 +1,7 @@
 """Checkpoints on disk: every official layout in, the published layout out.
 
-Read: one file or shards with an index; keys with and without ``model.`` (also doubled, as some exports have it); tied and
-separate heads; the two rows of a sequence-classification conversion.  Only safetensors: nothing here can run code.
+Read: one file or shards with an index; keys with and without ``model.`` (also doubled, as some exports have it); tied
+and separate heads; the two rows of a sequence-classification conversion.  Only safetensors: nothing here can run code.
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ def _open(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as tensors:
             yield tensors
     except FileNotFoundError:
-        raise CheckpointError(f"{file}: the index names this file and it is missing; download the folder again") from None
+        raise CheckpointError(
+            f"{file}: the index names this file and it is missing; download the folder again"
+        ) from None
     except SafetensorError as error:
         raise CheckpointError(f"{file}: not a whole safetensors file ({error}); download it again") from None
 
@@ -125,12 +127,16 @@ def _check_shapes(folder: Path, wanted: Mapping[str, tuple[int, ...]], state: Ma
         raise CheckpointError(f"{folder}: the weights lack {', '.join(missing[:3])}{more}; config.json asks for them")
     for name, shape in wanted.items():
         if tuple(state[name].shape) != shape:
-            raise CheckpointError(f"{folder}: {name} has shape {tuple(state[name].shape)}; config.json asks for {shape}")
+            raise CheckpointError(
+                f"{folder}: {name} has shape {tuple(state[name].shape)}; config.json asks for {shape}"
+            )
         if not state[name].dtype.is_floating_point:
             raise CheckpointError(f"{folder}: {name} is {state[name].dtype}; wanted float32, bfloat16 or float16")
 
 
-def yes_no_head(backbone: Backbone, extra: Mapping[str, Tensor], no_id: int, yes_id: int, folder: str | Path) -> YesNoHead:
+def yes_no_head(
+    backbone: Backbone, extra: Mapping[str, Tensor], no_id: int, yes_id: int, folder: str | Path
+) -> YesNoHead:
     """The two rows that score, from a separate head, a converted one, or the tied embeddings.
 
     Raises:
@@ -147,7 +153,9 @@ def yes_no_head(backbone: Backbone, extra: Mapping[str, Tensor], no_id: int, yes
             f"{folder}: tie_word_embeddings is false and the weights have no lm_head.weight; this is not a reranker"
         )
     if max(no_id, yes_id) >= len(table):
-        raise CheckpointError(f"{folder}: the head has {len(table)} rows and the tokenizer's yes/no ids are {yes_id}/{no_id}")
+        raise CheckpointError(
+            f"{folder}: the head has {len(table)} rows and the tokenizer's yes/no ids are {yes_id}/{no_id}"
+        )
     return YesNoHead(table[no_id].clone(), table[yes_id].clone())
 
 

@@ -38,6 +38,18 @@ TEXT_CHARACTERS = 400
 """Of each text, for the vocabulary: enough to count words by."""
 
 
+INSTRUCTION_WORDS = (
+    "Given a an the any some question query queries web search topic request description need claim title "
+    "heading headline word sentence text snippet document documents passage passages paragraph paragraphs "
+    "abstract abstracts article section page answer answers definition translation meaning summary retrieve "
+    "find search identify select rank classify judge match relevant similar related same semantically exactly "
+    "not opposite that which what who it its of in for to from with about and or is are be does do means "
+    "satisfy satisfies support supports refute refutes contain contains help state English Chinese Japanese "
+    "Korean Python language languages scientific paper papers medical code function functions user online "
+    "information research Wikipedia encyclopedia news task tasks shell command"
+)
+"""Words of task instructions; they say what is wanted, not what it is about, and should not draw attention."""
+
 SHARPNESS = 0.75
 """How steeply attention follows rarity: the rarest token weighs about 70 times the commonest."""
 
@@ -116,7 +128,8 @@ def _texts(settings: BaseSettings) -> Iterator[str]:
 def rarity(settings: BaseSettings, tokenizer: Tokenizer) -> FloatArray:
     """(V,) inverse document frequency of each token, from 0 to 1; those of prompts get next to nothing."""
     counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    prompts = {query_prefix()}
+    words = INSTRUCTION_WORDS.split()
+    prompts = {query_prefix(), INSTRUCTION_WORDS, " ".join(words).lower(), *words}
     texts: list[str] = []
     total = 0
     for record in _records(settings, settings.counted_per_source):

@@ -1,4 +1,4 @@
-"""Make the bundled models again: base, embedder, mining, reranker, in this order.
+"""Make the bundled models again: base, embedder, reranker, in this order.
 
     python recipes/nano/run.py --data FOLDER        # FOLDER holds the training records (docs/nano.md says which)
 
@@ -56,7 +56,6 @@ def stages(data: Path) -> Iterator[tuple[str, Path, Callable[[], object]]]:
     start, reranker = RUNS / "reranker-start", RUNS / "nano-reranker"
     yield "base", base, lambda: make_base(BaseSettings(output=base, data=data))
     yield "embedding", embedder, lambda: train(HERE / "embedding.toml", data)
-    yield "mine", RUNS / "mined.jsonl.gz", lambda: mine(data)
     yield "reranker-start", start, lambda: matching_start(embedder, start)
     yield "reranker", reranker, lambda: train(HERE / "reranker.toml", data)
 
@@ -69,20 +68,6 @@ def train(recipe: Path, data: Path) -> None:
     settings = load_settings(recipe)
     sources = tuple(dataclasses.replace(source, path=moved(source.path, data)) for source in settings.data.sources)
     run(dataclasses.replace(settings, data=dataclasses.replace(settings.data, sources=sources)))
-
-
-def mine(data: Path) -> None:
-    """Mine hard negatives with the embedder."""
-    from qwen3_embedding.config import load_toml
-    from qwen3_embedding.inference.embedder import Embedder
-    from qwen3_embedding.mining.mine import Models
-    from qwen3_embedding.mining.recipe import MineRecipe, run
-
-    recipe = load_toml(HERE / "mine.toml", MineRecipe)
-    encoder = Embedder.from_pretrained(recipe.encoder.model, max_tokens=recipe.encoder.max_tokens)
-    records = tuple(moved(path, data) for path in recipe.records)
-    report = run(dataclasses.replace(recipe, records=records), Models(encoder, encoder.fingerprint), (), print)
-    print("\n".join(report.lines()))
 
 
 def moved(path: Path, data: Path) -> Path:
