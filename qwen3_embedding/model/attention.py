@@ -7,7 +7,7 @@ variable-length kernel call on GPU.  Both are exact; tests hold each against the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -189,7 +189,9 @@ def sdpa(query_RHd: Tensor, key_TKd: Tensor, value_TKd: Tensor, plan: AttentionP
     """One scaled-dot-product call a group of equal runs."""
     if not plan.runs:
         raise ValueError("this plan was made for the variable-length kernel; make it on the device that runs it")
-    queries = query_RHd.split([run.count * run.query_length for run in plan.runs])
+    queries = query_RHd.split([run.count * run.query_length for run in plan.runs])  # type: ignore[no-untyped-call]
+    keys: Iterable[Tensor]
+    values: Iterable[Tensor]
     if torch.is_grad_enabled():
         keys, values = _split_keys(key_TKd, plan), _split_keys(value_TKd, plan)
     else:
@@ -210,7 +212,8 @@ def _split_keys(rows_TKd: Tensor, plan: AttentionPlan) -> Sequence[Tensor]:
     not once a run."""
     if any(run.key_rows is not None for run in plan.runs):
         rows_TKd = rows_TKd[plan.gathered_rows]
-    return rows_TKd.split([run.count * run.key_length for run in plan.runs])
+    sizes = [run.count * run.key_length for run in plan.runs]
+    return rows_TKd.split(sizes)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def _run(query: Tensor, key: Tensor, value: Tensor, run: Run) -> Tensor:
@@ -226,7 +229,7 @@ def _run(query: Tensor, key: Tensor, value: Tensor, run: Run) -> Tensor:
 
 def _heads_first(rows: Tensor, count: int) -> Tensor:
     """(B * L, H, d) to (B, H, L, d)."""
-    return rows.unflatten(0, (count, -1)).transpose(1, 2)
+    return rows.reshape(count, -1, *rows.shape[1:]).transpose(1, 2)
 
 
 def _behind_context(query: Tensor, key: Tensor, value: Tensor, gqa: bool) -> Tensor:

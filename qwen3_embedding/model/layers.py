@@ -53,7 +53,7 @@ class SelfAttention(nn.Module):
         """(R, D) for the R rows that the plan asks for."""
         cos, sin = rotation
         query, key, value = (
-            rows.unflatten(-1, (-1, self.head_dim)) for rows in self.project(normed_TD, plan.query_rows)
+            rows.reshape(len(rows), -1, self.head_dim) for rows in self.project(normed_TD, plan.query_rows)
         )
         query, key = self.q_norm(query), self.k_norm(key)
         if plan.query_rows is None:
@@ -102,9 +102,10 @@ class Layer(nn.Module):
         """(R, D) for the R rows that the plan asks for (all T of them where it names none)."""
         attended_RD = self.self_attn(self.input_layernorm(hidden_TD), rotation, plan)
         residual_RD = hidden_TD if plan.query_rows is None else hidden_TD[plan.query_rows]
-        hidden_RD = residual_RD + attended_RD
+        hidden_RD: Tensor = residual_RD + attended_RD
         if torch.is_grad_enabled() or len(hidden_RD) <= MLP_CHUNK_ROWS:
-            return hidden_RD + self.mlp(self.post_attention_layernorm(hidden_RD))
-        for chunk in hidden_RD.split(MLP_CHUNK_ROWS):
+            added_RD: Tensor = self.mlp(self.post_attention_layernorm(hidden_RD))
+            return hidden_RD + added_RD
+        for chunk in hidden_RD.split(MLP_CHUNK_ROWS):  # type: ignore[no-untyped-call]
             chunk += self.mlp(self.post_attention_layernorm(chunk))
         return hidden_RD

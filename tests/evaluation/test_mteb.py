@@ -14,7 +14,7 @@ import pytest
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     mteb = pytest.importorskip("mteb")
-    from datasets import Dataset, DatasetDict  # type: ignore[import-untyped]
+    from datasets import Dataset, DatasetDict
     from mteb._evaluators.retrieval_metrics import calculate_pmrr
     from mteb.mocks.mock_tasks.bitext_mining import MockBitextMiningTask
     from mteb.mocks.mock_tasks.classification import MockClassificationTask
