@@ -36,11 +36,11 @@ def _models(settings: MineRecipe) -> Models:
 
     wanted, verifier = settings.encoder, settings.scorer
     encoder = Embedder.from_pretrained(wanted.model, wanted.device, wanted.dtype, max_tokens=wanted.max_tokens)
-    encoder_key = f"{encoder.fingerprint} {encoder.backbone.dtype} {encoder.max_tokens}"
+    encoder_key = f"{encoder.fingerprint} {encoder.backbone.type_name} {encoder.max_tokens}"
     if verifier is None:
         return Models(encoder, encoder_key)
     scorer = Reranker.from_pretrained(verifier.model, verifier.device, verifier.dtype, max_tokens=verifier.max_tokens)
-    return Models(encoder, encoder_key, scorer, f"{scorer.fingerprint} {scorer.backbone.dtype} {scorer.max_tokens}")
+    return Models(encoder, encoder_key, scorer, f"{scorer.fingerprint} {scorer.backbone.type_name} {scorer.max_tokens}")
 
 
 def _texts(corpus: CorpusRecipe) -> Iterator[str]:

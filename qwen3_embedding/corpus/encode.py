@@ -209,7 +209,7 @@ def describe(embedder: Embedder, settings: EncodeSettings) -> dict[str, Any]:
             "precision": vectors.precision,
             "dtype": nothing.dtype.name,
             "width": nothing.shape[1],
-            "compute_dtype": str(embedder.backbone.dtype).removeprefix("torch."),
+            "compute_dtype": embedder.backbone.type_name,
             "max_tokens": embedder.max_tokens,
         },
         "rows": {

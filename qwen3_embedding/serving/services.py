@@ -101,7 +101,7 @@ class ModelService:
     @property
     def dtype(self) -> str:
         """Type of the weights."""
-        return str(self.backbone.dtype).removeprefix("torch.")
+        return self.backbone.type_name
 
     @property
     def device(self) -> str:
