@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -32,12 +33,20 @@ def read(client: httpx.Client) -> dict[str, float]:
     return samples
 
 
+def read_after(client: httpx.Client, batches: int) -> dict[str, float]:
+    """The samples once so many batches are counted: a batch is counted just after its answers are out."""
+    deadline = time.monotonic() + 30
+    while (seen := read(client)).get("te_batch_next_size_count{}", 0) < batches and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return seen
+
+
 def test_what_happened_is_counted(fresh: httpx.Client) -> None:
     tokens = int(fresh.post("/embed", json={"inputs": ["one", "two", "one"]}).headers["x-compute-tokens"])
     fresh.post("/rerank", json={"query": "q", "texts": ["a", "b"]})
     fresh.post("/v1/embeddings", json={"input": "x " * 5000, "truncation": "end"})
     fresh.post("/v1/embeddings", json={"input": []})
-    seen = read(fresh)
+    seen = read_after(fresh, batches=3)
     assert seen["te_request_count{method=batch}"] == 2
     assert seen["te_request_count{method=single}"] == 2
     assert seen["te_request_success{method=single}"] == 1
