@@ -3,7 +3,7 @@
     python recipes/nano/run.py --data FOLDER        # FOLDER holds the training records (docs/nano.md says which)
 
 Every stage leaves a folder in runs/nano and is skipped if its folder is there; a killed stage goes on from its last
-checkpoint.  With the same data, versions and number of threads the files come out the same, byte for byte.
+checkpoint.  With the same data, versions and one thread the files come out the same, byte for byte.
 """
 
 from __future__ import annotations
