@@ -5,8 +5,7 @@ Before the first step the end token's vector is the mean of the text's token vec
 how rare the token is: a random projection of the weighted bag of tokens, which retrieves by shared words about as a
 classical ranking does, as far as the vector's size allows.  Two of the hidden dimensions carry the weighting: one is
 the same for all tokens, one grows with the inverse document frequency; keys read both, so the angle between them,
-which the key norm keeps, is the rarity.  Contrastive training then moves the words.  Layers below write nothing at
-first (zero output projections), so adding them (:func:`grow`) changes no vector.
+which the key norm keeps, is the rarity.  Contrastive training then moves the words.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -23,13 +22,11 @@ import torch
 
 from qwen3_embedding.data.files import read_records, record_files
 from qwen3_embedding.data.record import Record
-from qwen3_embedding.errors import CheckpointError
 from qwen3_embedding.inputs.prompts import query_prefix
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.layers import Layer
-from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training.export import export_embedder
 from qwen3_embedding.training.vocabulary import train_vocabulary, write_tokenizer
 from qwen3_embedding.types import FloatArray, IntArray
@@ -199,45 +196,3 @@ def silence(layer: Layer, generator: torch.Generator) -> None:
             parameter.zero_()
         else:
             parameter.normal_(0.0, 1.0 / math.sqrt(parameter.shape[1]), generator=generator)
-
-
-def grow(source: Path, output: Path, layers: int, seed: int = 0) -> Path:
-    """Put new layers below the last one. They add nothing yet, so every vector stays what it was.
-
-    Args:
-        source: a checkpoint folder.
-        output: the folder to write; it must not be there yet.
-        layers: how many layers the result has.
-        seed: of the new random projections.
-
-    Raises:
-        ValueError: ``layers`` is not more than the model has, or ``output`` is there.
-        CheckpointError: ``source`` is no checkpoint.
-    """
-    if output.exists():
-        raise ValueError(f"{output} is there already; choose another output or remove it")
-    small, extra = load_backbone(source, dtype=torch.float32)
-    if extra:
-        raise CheckpointError(f"{source}: has a separate head ({', '.join(extra)}); only tied models can grow")
-    old = small.config.num_hidden_layers
-    if layers <= old:
-        raise ValueError(f"layers={layers}; {source} has {old} and can only grow")
-    large = Backbone(replace(small.config, num_hidden_layers=layers))
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        large.embed_tokens.load_state_dict(small.embed_tokens.state_dict())
-        large.norm.load_state_dict(small.norm.state_dict())
-        for number in range(layers):
-            # The old layers below the last stay at the bottom, the last on top, the new between them.
-            kept = number if number < old - 1 else old - 1 if number == layers - 1 else None
-            layer = large.layers[number]
-            assert isinstance(layer, Layer)
-            if kept is None:
-                silence(layer, generator)
-            else:
-                layer.load_state_dict(small.layers[kept].state_dict())
-    beside = output.with_name(output.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    export_embedder(beside, large, source, "float32", Tokenizer.from_folder(source).end_id)
-    beside.rename(output)
-    return output
