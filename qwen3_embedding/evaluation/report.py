@@ -133,7 +133,7 @@ def write_page(page: Page, path: str | Path) -> None:
     os.replace(beside, path)
 
 
-_CAPTION = "Points: scores. Bars: 95 percent bootstrap intervals over the queries, where a task has values per query."
+_CAPTION = "Points: scores. Bars: 95 percent bootstrap intervals over the queries or pairs, where a task has one."
 
 
 def _scores(reports: Sequence[Report], names: Sequence[str], seed: int) -> Table:
@@ -149,7 +149,8 @@ def _scores(reports: Sequence[Report], names: Sequence[str], seed: int) -> Table
             rows.append((f"Mean of {task_type}", task_type, "", str(len(same)), *means))
     rows.append(("Mean(Task)", "", "", str(len(reports[0].tasks)), *(_percent(r.mean_task) for r in reports)))
     remark = (
-        "In percent, with the 95 percent bootstrap interval over queries. Mean(Task) is the unweighted mean over tasks."
+        "In percent, with the 95 percent bootstrap interval over queries (pairs, texts). "
+        "Mean(Task) is the unweighted mean over tasks."
     )
     return Table("Scores", columns, tuple(rows), remark)
 
@@ -252,22 +253,23 @@ def _plot(reports: Sequence[Report], names: Sequence[str], seed: int) -> Any:
         for report, name in zip(reports, names, strict=True):
             one = report.task(task.name)
             low, high = one.score, one.score
-            if one.per_query:
-                interval = _interval(one, seed)
-                low, high = min(interval.low, one.score), max(interval.high, one.score)
+            if ends := _ends(one, seed):
+                low, high = min(ends[0], one.score), max(ends[1], one.score)
             rows.append((task.name, name, 100 * one.score, 100 * low, 100 * high))
     return interval_plot(rows, "Main metric of each task", "percent")
 
 
 def _with_interval(task: TaskResult, seed: int) -> str:
+    ends = _ends(task, seed)
+    return f"{_percent(task.score)} [{_percent(ends[0])}, {_percent(ends[1])}]" if ends else _percent(task.score)
+
+
+def _ends(task: TaskResult, seed: int) -> tuple[float, ...]:
+    """Low and high end of the interval, or nothing where a task has none."""
     if not task.per_query:
-        return _percent(task.score)
-    interval = _interval(task, seed)
-    return f"{_percent(task.score)} [{_percent(interval.low)}, {_percent(interval.high)}]"
-
-
-def _interval(task: TaskResult, seed: int) -> Interval:
-    return bootstrap_interval([task.per_query[query] for query in sorted(task.per_query)], seed=seed)
+        return task.interval
+    found = bootstrap_interval([task.per_query[query] for query in sorted(task.per_query)], seed=seed)
+    return found.low, found.high
 
 
 def _signed(found: Interval) -> str:

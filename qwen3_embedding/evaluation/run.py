@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ class Evaluation:
             samples=task.counts.get("queries", task.counts.get("pairs", task.counts.get("texts", 0))),
             subsets={language: {main: value} for language, value in task.per_language.get(column, {}).items()},
             per_query=per_query,
+            interval=() if per_query else tuple(task.intervals.get(column, ())),
             instruction=task.instruction,
             seconds=task.seconds,
         )
@@ -269,14 +271,14 @@ def _run(
 def write_runs(place: Path, predictions: Predictions) -> None:
     """The rankings as TREC run files, one a column: query, ``Q0``, document, rank, score, column."""
     for column, rankings in predictions.rankings.items():
-        lines = [
-            f"{_token(query)} Q0 {_token(document)} {rank} {score!r} {column}\n"
-            for query, ranking in rankings.items()
-            for rank, (document, score) in enumerate(ranking, start=1)
-        ]
-        _write_text(place / f"{column}.trec", "".join(lines))
+        parts = []
+        for query, ranking in rankings.items():
+            first = f"{_token(query)} Q0 "
+            parts += [f"{first}{_token(d)} {rank} {score!r} {column}\n" for rank, (d, score) in enumerate(ranking, 1)]
+        _write_text(place / f"{column}.trec", "".join(parts))
 
 
+@lru_cache(maxsize=1 << 18)
 def _token(identity_: str) -> str:
     """White space would split the columns of a run file; it is spelt as in URLs."""
     return re.sub(r"[\s%]", lambda match: "".join(f"%{byte:02X}" for byte in match.group().encode()), identity_)

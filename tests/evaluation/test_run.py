@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +65,55 @@ def test_killed_and_resumed_gives_the_same_report(tasks: Path, tmp_path: Path) -
         again = HashEncoder()
         assert scores(evaluate([tasks], again, OverlapScorer(), SETTINGS, out)) == scores(whole)
         assert again.calls == [("documents", 1)]  # whether it is still the same model
+
+
+SLOW = """
+import sys, time
+from pathlib import Path
+from qwen3_embedding.evaluation.run import evaluate
+from qwen3_embedding.evaluation.tasks import TaskSettings
+from tests.support.hashing import HashEncoder, OverlapScorer
+
+class Slow(HashEncoder):
+    def _embed(self, texts, dimensions):
+        time.sleep(0.1)
+        return super()._embed(texts, dimensions)
+
+evaluate([sys.argv[1]], Slow(), OverlapScorer(), TaskSettings(candidates=5), sys.argv[2])
+"""
+
+
+def test_kill_9_and_resumed_leaves_the_same_files(tasks: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole" / "out", tmp_path / "killed" / "out"
+    evaluate([tasks], HashEncoder(), OverlapScorer(), SETTINGS, whole)
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(tasks), str(out)])
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "clustering" / "scores.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "report.json").exists()
+    lines: list[str] = []
+    evaluate([tasks], HashEncoder(), OverlapScorer(), SETTINGS, out, log=lines.append)
+    assert sum("kept from an earlier run" in line for line in lines) >= 3
+    for path in sorted(whole.rglob("*")):
+        if path.suffix == ".trec" or path.name == "per_query.json":
+            assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes(), path
+    assert untimed(out / "report.json") == untimed(whole / "report.json")
+    assert not list(out.rglob("*.part"))
+
+
+def untimed(path: Path) -> Any:
+    """A report without what no two runs share: clocks and speeds."""
+    report = json.loads(path.read_text())
+    del report["environment"]["created"]
+    for task in report["tasks"]:
+        del task["seconds"], task["speed"]
+    return report
 
 
 def test_what_is_written(tasks: Path, tmp_path: Path) -> None:
