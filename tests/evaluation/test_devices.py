@@ -59,7 +59,7 @@ def test_what_goes_wrong_in_a_process_is_said(encoder: DeviceEncoder, tmp_path: 
     with pytest.raises(ValueError, match="dimensions"):
         encoder.embed_documents(["a"], dimensions=10**6)
     with pytest.raises(ModelNotFoundError):
-        DeviceEncoder(partial(Embedder.from_pretrained, tmp_path / "nothing"), ["cpu", "cpu"])
+        DeviceEncoder(partial(Embedder.from_pretrained, tmp_path / "nothing"), ["cpu"])
     # last: this ends one of the module's processes
     (victim, *_) = encoder._pools[0]._processes
     os.kill(victim, signal.SIGKILL)

@@ -76,7 +76,7 @@ def test_broken_changes_are_named(tmp_path: Path, line: str, message: str) -> No
 
 
 def test_queries_come_in_pairs(tmp_path: Path) -> None:
-    folder = write_following(tmp_path / "set")
+    folder = write_following(tmp_path / "set", candidates=False)
     queries, qrels = folder / "queries.jsonl", folder / "qrels" / "test.tsv"
     queries.write_text(queries.read_text() + json.dumps({"_id": "q9-changed", "text": "x"}) + "\n")
     qrels.write_text(qrels.read_text() + "q9-changed\td0\t1\n")
