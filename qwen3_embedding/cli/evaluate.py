@@ -15,7 +15,7 @@ import typer
 from qwen3_embedding.cli.common import Device, DType, HubName, Json, Offline, Quiet, Revision, hub, print_table
 
 if TYPE_CHECKING:
-    from qwen3_embedding.evaluation.tasks import TaskSettings
+    from qwen3_embedding.evaluation.run import Evaluation
     from qwen3_embedding.types import Encoder, Scorer
 
 Log = Callable[[str], None]
@@ -64,6 +64,9 @@ def command(
     rerank_queries: Annotated[
         int | None, typer.Option(help="The reranker orders a fixed sample of so many queries a task.")
     ] = None,
+    training: Annotated[
+        list[Path] | None, typer.Option(help="Records the models learnt from: report test texts in them; repeat it.")
+    ] = None,
     split: Annotated[str, typer.Option(help="Which qrels/SPLIT.tsv.")] = "test",
     cache: Annotated[
         Path | None, typer.Option(help="File of kept vectors; default: cache.sqlite beside --out.")
@@ -83,6 +86,7 @@ def command(
     """Score BM25, embedder, hybrid and embedder + reranker on every task in the folders, or models on a benchmark."""
     from qwen3_embedding.evaluation.devices import parse_devices
     from qwen3_embedding.evaluation.prompted import PromptedEncoder
+    from qwen3_embedding.evaluation.run import evaluate
     from qwen3_embedding.evaluation.tasks import TaskSettings
     from qwen3_embedding.retrieval.fusion import Fusion
 
@@ -109,28 +113,16 @@ def command(
             rerank_queries=rerank_queries,
             split=split,
         )
-        _run_folders(folders or [], encoder, scorer, settings, out, cache, table, beside or [], log, as_json)
+        evaluated = evaluate(folders or [], encoder, scorer, settings, out, cache, log, training or [])
+        _show(evaluated, out, table, beside or [], as_json)
 
 
-def _run_folders(
-    folders: list[Path],
-    encoder: Encoder,
-    scorer: Scorer | None,
-    settings: TaskSettings,
-    out: Path,
-    cache: Path | None,
-    table: Path | None,
-    beside: list[str],
-    log: Log,
-    as_json: bool,
-) -> None:
-    from qwen3_embedding.evaluation.run import evaluate
+def _show(evaluation: Evaluation, out: Path, table: Path | None, beside: list[str], as_json: bool) -> None:
     from qwen3_embedding.evaluation.scoreboard import Board, parse_beside, to_markdown, write_into
     from qwen3_embedding.evaluation.tables import score_rows
 
-    others = {title: Board.read(folder) for title, folder in parse_beside(beside).items()}
-    evaluation = evaluate(folders, encoder, scorer, settings, out, cache, log)
     if table is not None:
+        others = {title: Board.read(folder) for title, folder in parse_beside(beside).items()}
         write_into(table, to_markdown(Board.read(out), others))
         print(f"wrote {table}", file=sys.stderr)
     if as_json:

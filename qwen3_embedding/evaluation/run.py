@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from qwen3_embedding.config import from_mapping
 from qwen3_embedding.errors import ConfigError, DataError
 from qwen3_embedding.evaluation.cache import ArrayCache, CachedEncoder, CachedScorer, check_same_model, identity
 from qwen3_embedding.evaluation.collection import TaskInfo, read_info
+from qwen3_embedding.evaluation.contamination import training_overlap
 from qwen3_embedding.evaluation.environment import commit, hardware
 from qwen3_embedding.evaluation.results import Report, TaskResult, library_versions, now
 from qwen3_embedding.evaluation.tasks import COLUMNS, Predictions, TaskScores, TaskSettings, data_hash, run_task
@@ -37,19 +38,26 @@ class Evaluation:
     environment: Mapping[str, Any]
     per_query: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
     """Task → column → metric → query id → value; kept in files of their own."""
+    contamination: Mapping[str, float] = field(default_factory=dict)
+    """Task → share of its test texts found in the training records; empty where none were given."""
 
     def means(self) -> dict[str, dict[str, float]]:
-        """Kind → column → mean of the main metrics, over the tasks of that kind."""
+        """Kind → column → mean of the main metrics, over the tasks of that kind; no column of samples."""
         found: dict[str, dict[str, list[float]]] = {}
         for task in self.tasks:
-            for column, scores in task.scores.items():
+            whole = {column: scores for column, scores in task.scores.items() if not task.sampled(column)}
+            for column, scores in whole.items():
                 found.setdefault(task.kind, {}).setdefault(column, []).append(scores[task.main_metric])
         return {kind: {c: math.fsum(v) / len(v) for c, v in columns.items()} for kind, columns in found.items()}
 
     def mean(self, metric: str, kind: str = "retrieval") -> dict[str, float]:
         """Column → mean of a metric over the tasks of a kind; empty where there is no such task."""
         tasks = [task for task in self.tasks if task.kind == kind]
-        columns = [c for c in COLUMNS if tasks and all(metric in task.scores.get(c, {}) for task in tasks)]
+        columns = [
+            c
+            for c in COLUMNS
+            if tasks and all(metric in task.scores.get(c, {}) and not task.sampled(c) for task in tasks)
+        ]
         return {c: math.fsum(task.scores[c][metric] for task in tasks) / len(tasks) for c in columns}
 
     def to_mapping(self) -> dict[str, Any]:
@@ -61,6 +69,7 @@ class Evaluation:
             "settings": dict(self.settings),
             "environment": dict(self.environment),
             "means": self.means(),
+            "contamination": dict(self.contamination),
             "tasks": [asdict(task) for task in self.tasks],
         }
 
@@ -98,6 +107,7 @@ class Evaluation:
             per_query=per_query,
             interval=() if per_query else tuple(task.intervals.get(column, ())),
             instruction=task.instruction,
+            contamination=self.contamination.get(task.name) if column != "bm25" else None,
             seconds=task.seconds,
         )
 
@@ -115,6 +125,7 @@ def evaluate(
     out: str | Path,
     cache: str | Path | None = None,
     log: Callable[[str], None] = lambda line: None,
+    training: Sequence[str | Path] = (),
 ) -> Evaluation:
     """Score the models on every task in the folders; what ``out`` holds already is not computed again.
 
@@ -126,6 +137,8 @@ def evaluate(
         out: gets ``report.json``, a report a column, and a folder a task with its scores and TREC run files.
         cache: file of the vectors and scores kept; ``None`` is ``cache.sqlite`` beside ``out``, shared by several runs.
         log: takes lines of progress.
+        training: record files, or folders of them, that the models learnt from: how much of the test texts they hold
+            is reported.
 
     Raises:
         DataError: data that cannot be read, lacks something, or changed since ``out`` was begun.
@@ -158,6 +171,10 @@ def evaluate(
             else:
                 log(f"[{number + 1}/{len(tasks)}] {info.name}: kept from an earlier run")
             done.append(scores)
+    overlap = {}
+    if training:
+        log("looking for the test texts in the training records")
+        overlap = training_overlap(tasks, training, settings.split)
     evaluation = Evaluation(
         embedder=encoder.name if encoder else None,
         reranker=scorer.name if scorer else None,
@@ -165,6 +182,7 @@ def evaluate(
         tasks=tuple(done),
         environment={"commit": commit(), "hardware": hardware(), "versions": library_versions(), "created": now()},
         per_query={task.name: _read_json(out / task.name / "per_query.json") for task in done},
+        contamination=overlap,
     )
     _write_json(out / "report.json", evaluation.to_mapping())
     for column in COLUMNS:

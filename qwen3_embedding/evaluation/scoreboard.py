@@ -17,6 +17,7 @@ from qwen3_embedding.evaluation.statistics import mean_interval
 
 BEGIN, END = "<!-- results: begin (made by `evaluate --table`, do not edit) -->", "<!-- results: end -->"
 _RANKING = ("bm25", "embedder", "hybrid", "reranker")
+_SEEN = ("in training",)
 _NAMES = {
     "sts": "STS",
     "pair_classification": "pair classification",
@@ -52,6 +53,12 @@ class Board:
     def tasks(self) -> list[Mapping[str, Any]]:
         """The tasks of ``report.json``."""
         return list(self.report["tasks"])
+
+    @property
+    def seen(self) -> Mapping[str, float]:
+        """Task → share of its test texts in the training records, where somebody looked."""
+        found: Mapping[str, float] = self.report.get("contamination", {})
+        return found
 
 
 def to_markdown(board: Board, others: Mapping[str, Board] | None = None) -> str:
@@ -118,14 +125,22 @@ def _ranking_table(board: Board, tasks: Sequence[Mapping[str, Any]], others: Map
     columns = [column for column in _RANKING if column in board.columns]
     titles = {"bm25": "BM25", "embedder": board.report["embedder"], "hybrid": "hybrid"}
     titles["reranker"] = f"+ {board.report['reranker']}"
-    headers = ["set", "metric", "documents", "queries", *(titles[column] for column in columns), *others]
+    headers = [
+        "set",
+        "metric",
+        "documents",
+        "queries",
+        *(titles[column] for column in columns),
+        *others,
+        *_SEEN[: bool(board.seen)],
+    ]
     rows = []
     for task in tasks:
         values = {column: task["scores"][column][task["main_metric"]] for column in columns if column in task["scores"]}
-        best = max(values.values())
+        best = max(value for column, value in values.items() if not _sampled(task, column))
         cells = [_cell(task, column, values.get(column) == best) for column in columns]
         cells += [_cell(_task(other, task["name"]), "embedder", False) for other in others.values()]
-        rows.append([_title(task), task["main_metric"], *_counts(task), *cells])
+        rows.append([_title(task), task["main_metric"], *_counts(task), *cells, *_seen(board, task)])
     same = [task for task in tasks if task["kind"] == "retrieval" and task["main_metric"] == "ndcg@10"]
     if len(same) > 1:
         rows.append(_mean_row(board, same, columns, others))
@@ -137,8 +152,11 @@ def _mean_row(
 ) -> list[str]:
     names = [task["name"] for task in tasks]
     cells = [_mean_cell(board.columns[column], names) for column in columns]
+    if any(_sampled(task, column) for column in columns for task in tasks):
+        before = [task["scores"]["reranker"]["ndcg@10_before"] for task in tasks]
+        cells[-1] += f" <sub>from {_percent(sum(before) / len(before))}</sub>"
     cells += [_mean_cell(other.columns.get("embedder"), names) for other in others.values()]
-    return [f"**mean of {len(names)} retrieval sets**", "ndcg@10", "", "", *cells]
+    return [f"**mean of {len(names)} retrieval sets**", "ndcg@10", "", "", *cells, *[""] * bool(board.seen)]
 
 
 def _mean_cell(report: Report | None, names: Sequence[str]) -> str:
@@ -152,12 +170,14 @@ def _mean_cell(report: Report | None, names: Sequence[str]) -> str:
 
 def _other_table(board: Board, tasks: Sequence[Mapping[str, Any]], others: Mapping[str, Board]) -> str:
     headers = ["set", "kind", "metric", "pairs or texts", board.report["embedder"] or "embedder", *others]
+    headers += _SEEN[: bool(board.seen)]
     rows = []
     for task in tasks:
         cells = [_cell(task, "embedder", False)]
         cells += [_cell(_task(other, task["name"]), "embedder", False) for other in others.values()]
         count = task["counts"].get("pairs", task["counts"].get("texts", 0))
-        rows.append([_title(task), _NAMES.get(task["kind"], task["kind"]), task["main_metric"], f"{count:,}", *cells])
+        kind = _NAMES.get(task["kind"], task["kind"])
+        rows.append([_title(task), kind, task["main_metric"], f"{count:,}", *cells, *_seen(board, task)])
     return _table(headers, rows)
 
 
@@ -169,11 +189,19 @@ def _cell(task: Mapping[str, Any] | None, column: str, best: bool) -> str:
     cell = f"**{_percent(value)}**" if best else _percent(value)
     if ends := task.get("intervals", {}).get(column):
         cell += f" <sub>{_range(ends)}</sub>"
-    counts = task["counts"]
-    if column == "reranker" and counts.get("reranked_queries", counts["queries"]) < counts["queries"]:
+    if _sampled(task, column):
         before = task["scores"][column][f"{task['main_metric']}_before"]
-        cell += f" <sub>from {_percent(before)}, {counts['reranked_queries']} queries</sub>"
+        cell += f" <sub>from {_percent(before)}, {task['counts']['reranked_queries']} queries</sub>"
     return cell
+
+
+def _sampled(task: Mapping[str, Any], column: str) -> bool:
+    counts = task["counts"]
+    return column == "reranker" and int(counts.get("reranked_queries", 0)) < int(counts["queries"])
+
+
+def _seen(board: Board, task: Mapping[str, Any]) -> list[str]:
+    return [f"{_percent(board.seen[task['name']])} %"] if board.seen else []
 
 
 def _measured(board: Board, others: Mapping[str, Board]) -> str:
@@ -191,7 +219,17 @@ def _measured(board: Board, others: Mapping[str, Board]) -> str:
         part = settings.get("rerank_queries")
         lines.append(
             f"Reranker: orders the first {settings['candidates']} documents of the {settings['first_stage']} column"
-            + (f", for at most {part} queries a set (a fixed random sample)." if part else ".")
+            + (
+                f", for at most {part} queries a set (a fixed random sample; beside it the first stage's score on the "
+                "same queries)."
+                if part
+                else "."
+            )
+        )
+    if board.seen:
+        lines.append(
+            "In training: the share of queries (first sentences, test texts) that stand, after normalisation, among "
+            "the queries and positives that the models learnt from; paraphrases are not found."
         )
     for title, other in others.items():
         lines.append(f"{title}: {other.report['embedder']}, the same sets through the same protocols.")

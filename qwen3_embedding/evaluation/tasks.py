@@ -96,6 +96,10 @@ class TaskScores:
     """``documents_per_s`` and, a column, ``queries_per_s/…``; ``None`` where vectors came from the cache."""
     seconds: float = 0.0
 
+    def sampled(self, column: str) -> bool:
+        """Whether the column is over fewer queries than the others: no figure to set beside theirs."""
+        return column == "reranker" and self.counts.get("reranked_queries", 0) < self.counts.get("queries", 0)
+
 
 @dataclass(frozen=True, slots=True)
 class Predictions:

@@ -15,10 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen3_embedding.cli import app
+from qwen3_embedding.data.files import write_records
+from qwen3_embedding.data.record import Record
 from qwen3_embedding.errors import DataError
 from qwen3_embedding.evaluation.metrics import evaluate_run
 from qwen3_embedding.evaluation.results import Report
 from qwen3_embedding.evaluation.run import Evaluation, evaluate, find_tasks
+from qwen3_embedding.evaluation.scoreboard import Board, to_markdown
 from qwen3_embedding.evaluation.tasks import TaskSettings
 from tests.evaluation.collections import write_every_kind, write_retrieval
 from tests.support.hashing import HashEncoder, OverlapScorer
@@ -151,6 +154,24 @@ def test_changed_data_and_other_settings_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("river", "stream"))
     with pytest.raises(DataError, match="the data changed"):
         evaluate([folder], HashEncoder(), None, SETTINGS, tmp_path / "out")
+
+
+def test_test_texts_in_the_training_records_are_counted(tasks: Path, tmp_path: Path) -> None:
+    records = [
+        Record("RIVER?", ("river  alphabet",), "retrieval", "s"),  # a query of the retrieval task, written otherwise
+        Record("something", ("kilometre kilogram garden 2", "bridge a"), "retrieval", "s"),
+    ]
+    write_records(tmp_path / "train" / "one.jsonl", records)
+    folders = [tasks / name for name in ("retrieval", "bitext", "clustering")]
+    evaluation = evaluate(folders, HashEncoder(), None, SETTINGS, tmp_path / "out", training=[tmp_path / "train"])
+    assert evaluation.contamination == {"retrieval": 1 / 24, "bitext": 1 / 24, "clustering": 1 / 72}
+    assert evaluation.report("embedder").task("bitext").contamination == 1 / 24
+    assert evaluation.report("bm25").task("retrieval").contamination is None
+    markdown = to_markdown(Board.read(tmp_path / "out"))
+    assert markdown.count("| 4.2 % |") == 2
+    assert "in training" in markdown
+    with pytest.raises(DataError, match="no record files"):
+        evaluate(folders, HashEncoder(), None, SETTINGS, tmp_path / "out", training=[tmp_path / "nothing"])
 
 
 def test_torn_results_are_named(tmp_path: Path) -> None:
