@@ -6,7 +6,8 @@ Runs are compared only where they answered the same question: the same tasks by 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,6 +25,7 @@ from qwen3_embedding.evaluation.statistics import (
 )
 
 SIGNIFICANT = 0.05
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def build_page(reports: Sequence[Report], title: str = "Evaluation", seed: int =
         _comparison(reports[0], names[0], other, name, seed) for other, name in zip(reports[1:], names[1:], strict=True)
     ]
     tables += _languages(reports, names)
-    tables += [_provenance(reports, names), _settings(reports, names), _costs(reports, names)]
+    tables += [_provenance(reports, names), *_settings(reports, names), _costs(reports, names)]
     drawn = ((_CAPTION, figure_svg(_plot(reports, names, seed))),) if plots else ()
     return Page(title, tuple(table for table in tables if table.rows), drawn)
 
@@ -225,7 +227,8 @@ def _provenance(reports: Sequence[Report], names: Sequence[str]) -> Table:
     return Table("What the tasks are, and what the models knew", columns, tuple(rows), remark)
 
 
-def _settings(reports: Sequence[Report], names: Sequence[str]) -> Table:
+def _settings(reports: Sequence[Report], names: Sequence[str]) -> list[Table]:
+    """What differs, a column a run; and once what all runs have alike."""
     keys = sorted({key for report in reports for key in report.settings})
     rows = [(key, *(_plain(report.settings.get(key)) for report in reports)) for key in keys]
     rows += [
@@ -235,7 +238,14 @@ def _settings(reports: Sequence[Report], names: Sequence[str]) -> Table:
     ]
     libraries = sorted({name for report in reports for name in report.versions})
     rows += [(f"version of {name}", *(report.versions.get(name, "–") for report in reports)) for name in libraries]
-    return Table("Settings", ("", *names), tuple(rows))
+    if len(reports) == 1:
+        return [Table("Settings", ("", *names), tuple(rows))]
+    differing = tuple(row for row in rows if len(set(row[1:])) > 1)
+    same = tuple(row[:2] for row in rows if len(set(row[1:])) == 1)
+    return [
+        Table("Settings that differ", ("", *names), differing),
+        Table("Settings alike", ("", "all runs"), same),
+    ]
 
 
 def _costs(reports: Sequence[Report], names: Sequence[str]) -> Table:
@@ -244,7 +254,8 @@ def _costs(reports: Sequence[Report], names: Sequence[str]) -> Table:
         rows.append((f"seconds, {task.name}", *(f"{report.task(task.name).seconds:.1f}" for report in reports)))
     keys = sorted({key for report in reports for key in report.costs})
     rows += [(key, *(_plain(report.costs.get(key)) for report in reports)) for key in keys]
-    return Table("Costs", ("", *names), tuple(rows))
+    remark = "Seconds of a run of `evaluate` are those of all its columns together, cached vectors not computed again."
+    return Table("Costs", ("", *names), tuple(rows), remark)
 
 
 def _plot(reports: Sequence[Report], names: Sequence[str], seed: int) -> Any:
@@ -290,7 +301,13 @@ def _p(value: float) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, str) and _HASH.fullmatch(value):
+        return value[:16]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _markdown_table(table: Table) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from qwen3_embedding.config import from_mapping
@@ -91,6 +92,7 @@ class Evaluation:
             hardware=self.environment["hardware"],
             created=self.environment["created"],
             seconds=math.fsum(task.seconds for task in self.tasks),
+            costs=_speeds(tasks, self.tasks, column),
         )
 
     def _task_result(self, task: TaskScores, column: str) -> TaskResult:
@@ -110,6 +112,17 @@ class Evaluation:
             contamination=self.contamination.get(task.name) if column != "bm25" else None,
             seconds=task.seconds,
         )
+
+
+def _speeds(tasks: Sequence[TaskResult], scores: Sequence[TaskScores], column: str) -> dict[str, float]:
+    """Median speeds over the tasks of a column, where they were measured."""
+    names = {task.name for task in tasks}
+    found = {}
+    for key, label in ((f"queries_per_s/{column}", "queries a second"), ("documents_per_s", "documents a second")):
+        values = [speed for task in scores if task.name in names and (speed := task.speed.get(key))]
+        if values and not (column == "bm25" and key == "documents_per_s"):
+            found[f"{label} (median over tasks)"] = median(values)
+    return found
 
 
 def metric_key(metric: str) -> str:
