@@ -169,7 +169,7 @@ def evaluate(
     }
     _claim(out, plain)
     done: list[TaskScores] = []
-    sizes = [sum(path.stat().st_size for path in folder.rglob("*.*l") if path.is_file()) + 1 for folder, _ in tasks]
+    sizes = [_size(folder) for folder, _ in tasks]
     started, measured = time.perf_counter(), 0
     with ArrayCache(Path(cache) if cache else out.parent / "cache.sqlite") as arrays:
         if encoder is not None:
@@ -313,6 +313,12 @@ def write_runs(place: Path, predictions: Predictions) -> None:
 def _token(identity_: str) -> str:
     """White space would split the columns of a run file; it is spelt as in URLs."""
     return re.sub(r"[\s%]", lambda match: "".join(f"%{byte:02X}" for byte in match.group().encode()), identity_)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a task's texts: what its time goes with."""
+    files = [path for path in folder.glob("*") if path.suffix in (".jsonl", ".tsv") and path.is_file()]
+    return sum(path.stat().st_size for path in files) + 1
 
 
 def _left(started: float, measured: int, rest: int) -> str:

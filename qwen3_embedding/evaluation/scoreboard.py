@@ -137,8 +137,9 @@ def _ranking_table(board: Board, tasks: Sequence[Mapping[str, Any]], others: Map
     rows = []
     for task in tasks:
         values = {column: task["scores"][column][task["main_metric"]] for column in columns if column in task["scores"]}
-        best = max(value for column, value in values.items() if not _sampled(task, column))
-        cells = [_cell(task, column, values.get(column) == best) for column in columns]
+        whole = {column: value for column, value in values.items() if not _sampled(task, column)}
+        best = max(whole.values())
+        cells = [_cell(task, column, whole.get(column) == best) for column in columns]
         cells += [_cell(_task(other, task["name"]), "embedder", False) for other in others.values()]
         rows.append([_title(task), task["main_metric"], *_counts(task), *cells, *_seen(board, task)])
     same = [task for task in tasks if task["kind"] == "retrieval" and task["main_metric"] == "ndcg@10"]

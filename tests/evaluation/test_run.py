@@ -20,7 +20,7 @@ from qwen3_embedding.data.record import Record
 from qwen3_embedding.errors import DataError
 from qwen3_embedding.evaluation.metrics import evaluate_run
 from qwen3_embedding.evaluation.results import Report
-from qwen3_embedding.evaluation.run import Evaluation, evaluate, find_tasks
+from qwen3_embedding.evaluation.run import Evaluation, _left, _size, evaluate, find_tasks
 from qwen3_embedding.evaluation.scoreboard import Board, to_markdown
 from qwen3_embedding.evaluation.tasks import TaskSettings
 from tests.evaluation.collections import write_every_kind, write_retrieval
@@ -172,6 +172,17 @@ def test_test_texts_in_the_training_records_are_counted(tasks: Path, tmp_path: P
     assert "in training" in markdown
     with pytest.raises(DataError, match="no record files"):
         evaluate(folders, HashEncoder(), None, SETTINGS, tmp_path / "out", training=[tmp_path / "nothing"])
+
+
+def test_the_time_left_goes_with_the_texts_of_every_kind(tasks: Path) -> None:
+    for kind in ("sts", "retrieval", "clustering"):
+        size = _size(tasks / kind)
+        assert size > sum(path.stat().st_size for path in (tasks / kind).glob("*.*") if path.suffix != ".json")
+        assert size < 20_000
+    started = time.perf_counter() - 10  # a fifth of the bytes took ten seconds
+    assert _left(started, 100, 400) == ", about 40 s left"
+    assert _left(started, 100, 4000) == ", about 7 min left"
+    assert _left(started, 0, 400) == ""
 
 
 def test_torn_results_are_named(tmp_path: Path) -> None:

@@ -41,12 +41,13 @@ def test_cells_are_the_scores_with_their_intervals(place: Path, evaluation: Eval
     task = next(task for task in evaluation.tasks if task.name == "retrieval")
     title, metric, documents, queries, *columns = cells(markdown, "retrieval")
     assert (title, metric, documents, queries) == ("retrieval (3 languages)", "ndcg@10", "24", "24")
-    best = max(task.scores[column]["ndcg@10"] for column in task.scores)
+    best = max(task.scores[column]["ndcg@10"] for column in ("bm25", "embedder", "hybrid"))
     for column, cell in zip(("bm25", "embedder", "hybrid", "reranker"), columns, strict=True):
         values = evaluation.per_query["retrieval"][column]["ndcg@10"]
         found = bootstrap_interval([values[query] for query in sorted(values)])
         value = f"{100 * task.scores[column]['ndcg@10']:.1f}"
-        start = f"**{value}**" if task.scores[column]["ndcg@10"] == best else value
+        bold = column != "reranker" and task.scores[column]["ndcg@10"] == best  # a sample is no rival
+        start = f"**{value}**" if bold else value
         assert cell.startswith(f"{start} <sub>{100 * found.low:.1f} to {100 * found.high:.1f}</sub>")
     assert "10 queries" in columns[3]
     mean = cells(markdown, "**mean of 2 retrieval sets**")
