@@ -106,8 +106,8 @@ class AnyServer:
             raise ValueError(f"url={url!r}; wanted an address that begins with http:// or https://")
         self.url = url.rstrip("/").removesuffix("/v1")
         self.model = model
-        headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx.Client(headers=headers, timeout=timeout_s)
+        self.headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.Client(headers=self.headers, timeout=timeout_s)
 
     def __enter__(self) -> Self:
         return self

@@ -44,13 +44,23 @@ class Likeness:
     """From the most similar answer."""
 
 
-def resemble(got: FloatArray, variants: Mapping[str, FloatArray], kind: str) -> Likeness:
-    """The variant that ``got`` is most like; the right one unless another is clearly nearer or all are far."""
+Variants = Mapping[str, Callable[[], FloatArray]]
+"""What the right way and each mistake give, computed when it is asked for."""
+
+
+def resemble(got: FloatArray, variants: Variants, kind: str) -> Likeness:
+    """The variant that ``got`` is most like; the right one unless another is clearly nearer or all are far.
+
+    The mistakes are computed only where the answer is not the right one to rounding in float32.
+    """
     distance = _cosine_distance if kind == "vectors" else _difference
-    far = {name: distance(got, wanted) for name, wanted in variants.items()}
+    right = distance(got, variants[RIGHT]())
+    if right <= NEAR[kind]:
+        return Likeness(RIGHT, right, right)
+    far = {name: distance(got, wanted()) for name, wanted in variants.items() if name != RIGHT} | {RIGHT: right}
     best = min(far, key=far.__getitem__)
-    right, nearest = far[RIGHT], far[best]
-    if right <= NEAR[kind] or best == RIGHT:
+    nearest = far[best]
+    if best == RIGHT:
         return Likeness(RIGHT if right <= FAR[kind] else "unknown", right, right)
     if nearest <= right / 4 and nearest <= FAR[kind]:
         return Likeness(best, right, nearest)
@@ -72,108 +82,105 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12))
 
 
-def document_variants(embedder: Embedder, texts: Sequence[str]) -> dict[str, FloatArray]:
+def document_variants(embedder: Embedder, texts: Sequence[str]) -> dict[str, Callable[[], FloatArray]]:
     """(N, D) vectors of documents, right and by each mistake."""
     tokenizer, end = embedder.tokenizer, embedder.tokenizer.end_id
     bare = [ids or [end] for ids in tokenizer.token_ids(texts)]
     with_end = [[*ids, end] for ids in tokenizer.token_ids(texts)]
     chat_end = tokenizer.reranker_suffix_ids[0]
-    hidden = [_hidden(embedder, ids) for ids in with_end]
-    variants = {
-        RIGHT: embedder.embed_tokens(with_end),
-        "the end token <|endoftext|> is missing": embedder.embed_tokens(bare),
-        "the end token stands twice": embedder.embed_tokens([[*ids, end] for ids in with_end]),
-        "the end token is <|im_end|>, not <|endoftext|>": embedder.embed_tokens([[*ids, chat_end] for ids in bare]),
-        "mean pooling instead of the last token": _rows(rows.mean(axis=0) for rows in hidden),
-        "mean pooling, and no end token": _rows(_hidden(embedder, ids).mean(axis=0) for ids in bare),
-        "pooling of the first token instead of the last": _rows(rows[0] for rows in hidden),
-        "pooling of the token before the last": _rows(rows[max(len(rows) - 2, 0)] for rows in hidden),
-        "documents get the query's instruction": embedder.embed_queries(texts),
-    }
-    return variants
 
+    def last(sequences: list[list[int]]) -> Callable[[], FloatArray]:
+        return lambda: embedder.embed_tokens(sequences)
 
-def query_variants(embedder: Embedder, texts: Sequence[str], instruction: str) -> dict[str, FloatArray]:
-    """(N, D) vectors of queries whose instruction the server puts in, right and by each mistake."""
-    spaced = [f"Instruct: {instruction}\nQuery: {text}" for text in texts]
-    plain = [f"{instruction} {text}" for text in texts]
+    def pooled(sequences: list[list[int]], pool: Callable[[FloatArray], FloatArray]) -> Callable[[], FloatArray]:
+        return lambda: _rows([pool(_hidden(embedder, ids)) for ids in sequences])
+
     return {
-        RIGHT: embedder.embed_queries(texts, instruction),
-        "the instruction is left out": embedder.embed_documents(texts),
-        "a space stands after 'Query:'": embedder.embed_documents(spaced),
-        "the instruction stands without 'Instruct:' and 'Query:'": embedder.embed_documents(plain),
-        "the default instruction is used, not the one asked for": embedder.embed_queries(texts),
-        "the instruction is put in twice": embedder.embed_queries(
-            [query_prefix(instruction) + text for text in texts], instruction
-        ),
+        RIGHT: last(with_end),
+        "the end token <|endoftext|> is missing": last(bare),
+        "the end token stands twice": last([[*ids, end] for ids in with_end]),
+        "the end token is <|im_end|>, not <|endoftext|>": last([[*ids, chat_end] for ids in bare]),
+        "mean pooling instead of the last token": pooled(with_end, lambda rows: rows.mean(axis=0)),
+        "mean pooling, and no end token": pooled(bare, lambda rows: rows.mean(axis=0)),
+        "pooling of the first token instead of the last": pooled(with_end, lambda rows: rows[0]),
+        "pooling of the token before the last": pooled(with_end, lambda rows: rows[max(len(rows) - 2, 0)]),
+        "documents get the query's instruction": lambda: embedder.embed_queries(texts),
     }
 
 
-def cut_variants(embedder: Embedder, texts: Sequence[str], limit: int) -> dict[str, FloatArray]:
+def query_variants(embedder: Embedder, texts: Sequence[str], instruction: str) -> dict[str, Callable[[], FloatArray]]:
+    """(N, D) vectors of queries whose instruction the server puts in, right and by each mistake."""
+
+    def written(write: Callable[[str], str]) -> Callable[[], FloatArray]:
+        return lambda: embedder.embed_documents([write(text) for text in texts])
+
+    twice = [query_prefix(instruction) + text for text in texts]
+    return {
+        RIGHT: lambda: embedder.embed_queries(texts, instruction),
+        "the instruction is left out": written(str),
+        "a space stands after 'Query:'": written(lambda text: f"Instruct: {instruction}\nQuery: {text}"),
+        "the instruction stands without 'Instruct:' and 'Query:'": written(lambda text: f"{instruction} {text}"),
+        "the default instruction is used, not the one asked for": lambda: embedder.embed_queries(texts),
+        "the instruction is put in twice": lambda: embedder.embed_queries(twice, instruction),
+    }
+
+
+def cut_variants(embedder: Embedder, texts: Sequence[str], limit: int) -> dict[str, Callable[[], FloatArray]]:
     """(N, D) vectors of texts cut to ``limit`` tokens, right (the end is cut, the end token stays) and otherwise."""
     end, all_ids = embedder.tokenizer.end_id, embedder.tokenizer.token_ids(texts)
+
+    def cut(keep: Callable[[list[int]], list[int]]) -> Callable[[], FloatArray]:
+        return lambda: embedder.embed_tokens([keep(ids) for ids in all_ids])
+
     return {
-        RIGHT: embedder.embed_tokens([[*ids[: limit - 1], end] for ids in all_ids]),
-        "the end token is lost when a text is cut": embedder.embed_tokens([ids[:limit] for ids in all_ids]),
-        "the beginning is cut, where the instruction stands": embedder.embed_tokens(
-            [[*ids, end][-limit:] for ids in all_ids]
-        ),
-        "the beginning is cut, and the end token is missing": embedder.embed_tokens([ids[-limit:] for ids in all_ids]),
-        NOT_CUT: embedder.embed_tokens([[*ids, end] for ids in all_ids]),
+        RIGHT: cut(lambda ids: [*ids[: limit - 1], end]),
+        "the end token is lost when a text is cut": cut(lambda ids: ids[:limit]),
+        "the beginning is cut, where the instruction stands": cut(lambda ids: [*ids, end][-limit:]),
+        "the beginning is cut, and the end token is missing": cut(lambda ids: ids[-limit:]),
     }
-
-
-NOT_CUT = "the limit is not heeded"
 
 
 def score_variants(
     reranker: Reranker, query: str, documents: Sequence[str], instruction: str | None = None
-) -> dict[str, FloatArray]:
+) -> dict[str, Callable[[], FloatArray]]:
     """(N,) probabilities of "yes", right and by each mistake."""
     tokenizer, task = reranker.tokenizer, DEFAULT_INSTRUCTION if instruction is None else instruction
-    before, after = tokenizer.reranker_prefix_ids, tokenizer.reranker_suffix_ids
-    thought = RERANKER_SUFFIX.index("<think>")
-    open_end = after[: len(after) - len(_control(reranker, RERANKER_SUFFIX[thought:]))]
-
-    def bodies(write: Callable[[str], str]) -> list[list[int]]:
-        return tokenizer.token_ids([write(document) for document in documents])
-
-    def run(sequences: list[list[int]]) -> FloatArray:
-        return reranker.score_tokens(sequences)
-
-    def templated(write: Callable[[str], str]) -> FloatArray:
-        return run([[*before, *ids, *after] for ids in bodies(write)])
+    before, after, end = tokenizer.reranker_prefix_ids, tokenizer.reranker_suffix_ids, tokenizer.end_id
+    open_end = after[: len(after) - len(_control(reranker, RERANKER_SUFFIX[RERANKER_SUFFIX.index("<think>") :]))]
 
     def body(text: str) -> str:
         return f"<Instruct>: {task}\n<Query>: {query}\n<Document>: {text}"
 
-    pair = tokenizer.token_ids([query])[0]
-    pairs = [[*pair, *ids] for ids in tokenizer.token_ids(documents)]
-    right = templated(body)
+    def run(head: list[int], write: Callable[[str], str], tail: list[int]) -> Callable[[], FloatArray]:
+        def scores() -> FloatArray:
+            middles = tokenizer.token_ids([write(document) for document in documents])
+            return reranker.score_tokens([[*head, *ids, *tail] for ids in middles])
+
+        return scores
+
+    asked = tokenizer.token_ids([query])[0]
     variants = {
-        RIGHT: right,
-        "the template is missing: query and document stand bare": run(pairs),
-        "the template is missing, and an end token is put on": run([[*ids, tokenizer.end_id] for ids in pairs]),
-        "the template is missing: query and document stand on two lines": run(bodies(lambda d: f"{query}\n{d}")),
-        "the template's end (assistant, closed thought) is missing": run([[*before, *ids] for ids in bodies(body)]),
-        "the template's beginning (system message) is missing": run([[*ids, *after] for ids in bodies(body)]),
-        "the system and assistant parts of the template are missing": run(bodies(body)),
-        "the empty thought at the template's end is missing": run(
-            [[*before, *ids, *open_end] for ids in bodies(body)]
+        RIGHT: run(before, body, after),
+        "the template is missing: query and document stand bare": run(asked, str, []),
+        "the template is missing, and an end token is put on": run(asked, str, [end]),
+        "the template is missing: query and document stand on two lines": run([], lambda text: f"{query}\n{text}", []),
+        "the template's end (assistant, closed thought) is missing": run(before, body, []),
+        "the template's beginning (system message) is missing": run([], body, after),
+        "the system and assistant parts of the template are missing": run([], body, []),
+        "the empty thought at the template's end is missing": run(before, body, open_end),
+        "an end token stands behind the template": run(before, body, [*after, end]),
+        "blank lines stand between the template's fields": run(
+            before, lambda text: body(text).replace("\n", "\n\n"), after
         ),
-        "an end token stands behind the template": run(
-            [[*before, *ids, *after, tokenizer.end_id] for ids in bodies(body)]
-        ),
-        "blank lines stand between the template's fields": templated(lambda d: body(d).replace("\n", "\n\n")),
-        "the instruction is left out": templated(lambda d: f"<Query>: {query}\n<Document>: {d}"),
-        "the score is the probability of 'no'": 1 - right,
+        "the instruction is left out": run(before, lambda text: f"<Query>: {query}\n<Document>: {text}", after),
+        "the score is the probability of 'no'": lambda: 1 - variants[RIGHT](),
     }
     if instruction is None:
-        variants["the default instruction is the repository's, not the model card's"] = templated(
-            lambda d: body(d).replace(task, REPOSITORY_INSTRUCTION, 1)
+        variants["the default instruction is the repository's, not the model card's"] = run(
+            before, lambda text: body(text).replace(task, REPOSITORY_INSTRUCTION, 1), after
         )
     else:
-        variants["the default instruction is used, not the one asked for"] = reranker.score(query, documents)
+        variants["the default instruction is used, not the one asked for"] = lambda: reranker.score(query, documents)
     return variants
 
 
@@ -192,5 +199,5 @@ def _hidden(embedder: Embedder, ids: list[int]) -> FloatArray:
         return np.asarray(embedder.backbone.hidden_states(pack([ids])).float().cpu().numpy())
 
 
-def _rows(rows: object) -> FloatArray:
-    return np.asarray(_unit(np.stack(list(rows))), dtype=np.float32)  # type: ignore[call-overload]
+def _rows(rows: list[FloatArray]) -> FloatArray:
+    return np.asarray(_unit(np.stack(rows)), dtype=np.float32)

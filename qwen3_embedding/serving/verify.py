@@ -26,8 +26,8 @@ from qwen3_embedding.inputs.prompts import query_prompt
 from qwen3_embedding.serving.anyserver import AnyServer, EmbedRoute, Refused, RerankRoute
 from qwen3_embedding.serving.mistakes import (
     FAR,
-    NOT_CUT,
     RIGHT,
+    Variants,
     cut_variants,
     document_variants,
     query_variants,
@@ -36,6 +36,7 @@ from qwen3_embedding.serving.mistakes import (
 )
 from qwen3_embedding.types import DEFAULT_INSTRUCTION, FloatArray
 
+UNKNOWN = "no classic mistake looks like this: other weights, or several mistakes at once"
 TEXTS = [
     *CARD_DOCUMENTS,
     "重力是什么？",
@@ -175,7 +176,9 @@ class _Embeddings(_Checks):
         got = f"{self.route.path} ({self.route.dialect}{model}), {self.plain.shape[1]} dimensions"
         if self.embedder is not None and self.plain.shape[1] != self.embedder.dimensions:
             wanted = f"{self.embedder.dimensions} dimensions, those of {self.embedder.name}"
-            return Finding("embeddings", "fail", got, wanted, "another model, or vectors that the server cuts by itself")
+            return Finding(
+                "embeddings", "fail", got, wanted, "another model, or vectors that the server cuts by itself"
+            )
         return Finding("embeddings", "pass", got)
 
     def unit(self) -> Finding:
@@ -213,11 +216,7 @@ class _Embeddings(_Checks):
         asked = [query_prompt(text) for text in CARD_QUERIES]
         found = self.server.embed(self.route, asked)
         if self.embedder is not None:
-            variants = {RIGHT: self.embedder.embed_queries(CARD_QUERIES)}
-            variants["the server puts an instruction before every text"] = self.embedder.embed_queries(asked)
-            variants |= {
-                name: rows for name, rows in document_variants(self.embedder, asked).items() if name not in variants
-            }
+            variants = document_variants(self.embedder, asked)
             return _like("queries with their prompt are as the model gives them", found, variants, "vectors")
         name = "similarities of the model card"
         if not _is_called("Qwen3-Embedding-0.6B", self.route.model, self.server.models()):
@@ -251,7 +250,9 @@ class _Embeddings(_Checks):
             return Finding(name, "fail", "the vectors without it", "those of queries", cause)
         if self.embedder is None:
             return Finding(name, "pass", f"{_names(fields)} changes the vectors")
-        return _like(f"{_names(fields)} is put in as it should", asked, query_variants(self.embedder, texts, task), "vectors")
+        return _like(
+            f"{_names(fields)} is put in as it should", asked, query_variants(self.embedder, texts, task), "vectors"
+        )
 
     def long(self) -> Finding:
         """Texts that differ only at one end must differ, or be refused."""
@@ -283,9 +284,7 @@ class _Embeddings(_Checks):
         if _worst(found, self.server.embed(self.route, [words])) <= 1e-6:
             return Finding(name, "skip", "truncate_prompt_tokens is not heeded")
         if self.embedder is not None:
-            variants = cut_variants(self.embedder, [words], CUT_TO)
-            variants.pop(NOT_CUT)
-            return _like(name, found, variants, "vectors")
+            return _like(name, found, cut_variants(self.embedder, [words], CUT_TO), "vectors")
         ends, begins = self._ends(40, **fields)
         cause = "the beginning is cut, where the instruction stands: set truncation_side to right"
         got = f"a word at the {'end' if ends else 'beginning'} counts"
@@ -304,7 +303,7 @@ class _Embeddings(_Checks):
         try:
             found = self.server.embed(self.route, TEXTS, dimensions=size)
         except Refused as error:
-            advice = 'vLLM and SGLang: --hf-overrides \'{"is_matryoshka": true}\''
+            advice = "vLLM and SGLang: --hf-overrides '{\"is_matryoshka\": true}'"
             return Finding(name, "skip", f"dimensions={size} is refused ({error}); {advice}")
         if found.shape[1] != size:
             cause = "dimensions is ignored: the caller must cut and normalise"
@@ -331,7 +330,9 @@ class _Embeddings(_Checks):
             return Finding(name, "fail", got, "as many", cause)
         worst = float(np.abs(packed - plain).max())
         good = bool(np.isfinite(packed).all()) and worst <= TOLERANCE["same"]
-        return _judge(name, good, f"largest difference {worst:.1e}", "the same", "bytes in the wrong order, or not float32")
+        return _judge(
+            name, good, f"largest difference {worst:.1e}", "the same", "bytes in the wrong order, or not float32"
+        )
 
 
 class _Reranking(_Checks):
@@ -403,7 +404,9 @@ class _Reranking(_Checks):
         odds = np.log(safe / (1 - safe))
         worst = float(np.abs(odds - np.asarray(PLANET_LOG_ODDS)).max())
         cause = "template, head or weights; --against Qwen/Qwen3-Reranker-0.6B tells which"
-        return _judge(name, worst <= TOLERANCE["log-odds"], f"{np.round(odds, 3).tolist()}", f"{PLANET_LOG_ODDS}", cause)
+        return _judge(
+            name, worst <= TOLERANCE["log-odds"], f"{np.round(odds, 3).tolist()}", f"{PLANET_LOG_ODDS}", cause
+        )
 
     def instruction(self) -> Finding:
         name = "instruction"
@@ -420,11 +423,13 @@ class _Reranking(_Checks):
 
     def top(self) -> Finding:
         found = self.server.score(self.route, PLANET_QUERY, PLANET_DOCUMENTS, top_n=2)
-        good = len(found.indices) == 2 and set(found.indices) == set(np.argsort(-self.scores, kind="stable")[:2].tolist())
+        good = len(found.indices) == 2 and set(found.indices) == set(
+            np.argsort(-self.scores, kind="stable")[:2].tolist()
+        )
         return _judge("top_n gives the best", good, f"indices {found.indices}", "the two best", "top_n is ignored")
 
 
-def _like(name: str, got: FloatArray, variants: dict[str, FloatArray], kind: str) -> Finding:
+def _like(name: str, got: FloatArray, variants: Variants, kind: str) -> Finding:
     likeness = resemble(got, variants, kind)
     measure = "cosine distance" if kind == "vectors" else "difference"
     said = f"mean {measure} {likeness.distance:.1e}"
@@ -432,7 +437,9 @@ def _like(name: str, got: FloatArray, variants: dict[str, FloatArray], kind: str
         return Finding(name, "pass", said)
     wanted = f"at most {FAR[kind]}"
     if likeness.mistake == "unknown":
-        return Finding(name, "fail", said, wanted, "no classic mistake looks like this: other weights, or several at once")
+        return Finding(
+            name, "fail", said, wanted, "no classic mistake looks like this: other weights, or several at once"
+        )
     return Finding(name, "fail", f"{said}; {likeness.nearest:.1e} from the mistake named", wanted, likeness.mistake)
 
 

@@ -48,8 +48,9 @@ def drop_file(visit: Visit, name: str, text: str) -> None:
         """([name, text]) => {
             const carried = new DataTransfer();
             carried.items.add(new File([text], name));
+            const how = {dataTransfer: carried, bubbles: true, cancelable: true};
             for (const kind of ["dragenter", "dragover", "drop"])
-                document.body.dispatchEvent(new DragEvent(kind, {dataTransfer: carried, bubbles: true, cancelable: true}));
+                document.body.dispatchEvent(new DragEvent(kind, how));
         }""",
         [name, text],
     )
@@ -127,7 +128,9 @@ def test_search_over_a_dropped_file(visit: Visit, embedder: Embedder) -> None:
     ],
 )
 def test_files_become_chunks(visit: Visit, name: str, text: str, wanted: list[str] | int) -> None:
-    chunks = visit.page.evaluate("([name, text]) => chunksOf(name, text, 0).chunks.map(part => part.text)", [name, text])
+    chunks = visit.page.evaluate(
+        "([name, text]) => chunksOf(name, text, 0).chunks.map(part => part.text)", [name, text]
+    )
     assert (len(chunks) if isinstance(wanted, int) else chunks) == wanted
 
 
@@ -248,7 +251,7 @@ def copied(visit: Visit, tool: str, kind: str) -> str:
 def test_what_is_copied_runs(visit: Visit, tool: str, kind: str, tmp_path: Path) -> None:
     if tool == "rerank":
         visit.tab(tool)
-        visit.page.fill("#r-query", "it's a \"star\"\\")
+        visit.page.fill("#r-query", 'it\'s a "star"\\')
         visit.page.fill("#r-instruction", "Find it: null, true")
         visit.page.fill("#r-docs", "größer 漢字 🦊\nit's")
     code = copied(visit, tool, kind)

@@ -179,8 +179,11 @@ def test_mteb_openai_wrappers(url: str, documents_ND: Any, reranker: Reranker) -
     def batches(texts: list[str]) -> Any:
         return data.DataLoader([{"text": text} for text in texts], batch_size=2, collate_fn=_collate)
 
-    embedder = wrappers.OpenAIAPIEncodeWrapper(endpoint_url=url, model_name="tiny-embedding")
-    np.testing.assert_allclose(embedder.encode(batches(TEXTS), **common), documents_ND, atol=CLOSE)
+    for chat in (True, False):  # True is its default: each text as a conversation
+        embedder = wrappers.OpenAIAPIEncodeWrapper(
+            endpoint_url=url, model_name="tiny-embedding", use_chat_template=chat
+        )
+        np.testing.assert_allclose(embedder.encode(batches(TEXTS), **common), documents_ND, atol=CLOSE)
     scorer = wrappers.OpenAIAPIRerankWrapper(endpoint_url=url, model_name="tiny-reranker")
     scores = scorer.predict(batches(["which star"] * 3), batches(TEXTS), **common)
     np.testing.assert_allclose(scores, reranker.score("which star", TEXTS), atol=CLOSE)
