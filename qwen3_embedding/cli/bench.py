@@ -18,9 +18,7 @@ def command(
     tokens: Annotated[float, typer.Option(help="Their mean length in tokens.")] = 120,
     rounds: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 3,
     profile: Annotated[bool, typer.Option("--profile", help="Also print where the time goes.")] = False,
-    url: Annotated[
-        str | None, typer.Option(help="A server instead, of any make; the options below are for it.")
-    ] = None,
+    url: Annotated[str | None, typer.Option(help="A server instead, of any make; what follows is for it.")] = None,
     served: Annotated[str | None, typer.Option("--model", help="The model's name there. Default: asked.")] = None,
     rerank: Annotated[bool, typer.Option("--rerank", help="Its reranker instead of its embedder.")] = False,
     concurrency: Annotated[str, typer.Option(help="Requests under way at once, one run each.")] = "1,4,16,64",

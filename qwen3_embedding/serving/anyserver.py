@@ -241,8 +241,11 @@ def _informed(answer: Any) -> list[str]:
 
 
 def _no_such_route(error: Refused) -> bool:
-    """404 is also said of models; those answers speak of them."""
-    return error.status in (405, 501) or (error.status == 404 and "model" not in str(error).lower())
+    """404 is also said of models; frameworks say of routes no more than "Not Found"."""
+    if error.status in (405, 501):
+        return True
+    said = str(error).removeprefix("404: ").strip().lower()
+    return error.status == 404 and (not said or ("not found" in said and "model" not in said))
 
 
 def _in_place(rows: list[dict[str, Any]]) -> list[Any]:

@@ -21,40 +21,10 @@ import numpy as np
 from qwen3_embedding.errors import RemoteError
 from qwen3_embedding.serving.anyserver import AnyServer, EmbedRoute, RerankRoute
 
-WORDS = [
-    "alpha",
-    "beta",
-    "gamma",
-    "delta",
-    "river",
-    "mountain",
-    "coffee",
-    "engine",
-    "market",
-    "theory",
-    "winter",
-    "garden",
-    "bread",
-    "stone",
-    "letter",
-    "harbour",
-    "signal",
-    "orchard",
-    "velvet",
-    "copper",
-    "lantern",
-    "meadow",
-    "thunder",
-    "canvas",
-    "ribbon",
-    "compass",
-    "barrel",
-    "saddle",
-    "pepper",
-    "anchor",
-    "mirror",
-    "candle",
-]
+WORDS = """
+alpha beta gamma delta river mountain coffee engine market theory winter garden bread stone letter harbour signal
+orchard velvet copper lantern meadow thunder canvas ribbon compass barrel saddle pepper anchor mirror candle
+"""
 KNEE_SHARE = 0.9
 """The knee is the lowest concurrency that reaches this share of the best rate of its length: beyond it requests wait
 longer and hardly more are served."""
@@ -243,7 +213,7 @@ class _Sweep:
         return Run(tokens, concurrency, len(latencies), dict(errors), seconds, p50, p95, p99, *rates)
 
     def _text(self, words: int) -> str:
-        return " ".join(self.random.choices(WORDS, k=words))
+        return " ".join(self.random.choices(WORDS.split(), k=words))
 
     def _body(self, words: int, one: bool = False) -> dict[str, Any]:
         texts = [self._text(words) for _ in range(1 if one else self.settings.per_request)]

@@ -158,9 +158,9 @@ def score_variants(
 
         return scores
 
-    asked = tokenizer.token_ids([query])[0]
+    asked, right = tokenizer.token_ids([query])[0], run(before, body, after)
     variants = {
-        RIGHT: run(before, body, after),
+        RIGHT: right,
         "the template is missing: query and document stand bare": run(asked, str, []),
         "the template is missing, and an end token is put on": run(asked, str, [end]),
         "the template is missing: query and document stand on two lines": run([], lambda text: f"{query}\n{text}", []),
@@ -173,7 +173,7 @@ def score_variants(
             before, lambda text: body(text).replace("\n", "\n\n"), after
         ),
         "the instruction is left out": run(before, lambda text: f"<Query>: {query}\n<Document>: {text}", after),
-        "the score is the probability of 'no'": lambda: 1 - variants[RIGHT](),
+        "the score is the probability of 'no'": lambda: 1 - right(),
     }
     if instruction is None:
         variants["the default instruction is the repository's, not the model card's"] = run(

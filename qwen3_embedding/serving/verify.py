@@ -233,8 +233,8 @@ class _Embeddings(_Checks):
 
     def instruction(self) -> Finding:
         """Whether the server puts the instruction in itself, where it is asked to."""
-        texts, fields = CARD_QUERIES, {"instruction": TASK}
-        task, name = TASK, "instruction"
+        texts, task, name = CARD_QUERIES, TASK, "instruction"
+        fields: dict[str, Any] = {"instruction": TASK}
         if self.route.dialect == "tei":
             fields, task = {"prompt_name": "query"}, DEFAULT_INSTRUCTION
         try:
@@ -273,7 +273,8 @@ class _Embeddings(_Checks):
 
     def cut(self) -> Finding:
         """An explicit limit, as vLLM's and this package's servers take it."""
-        name, fields = "a text cut on request keeps its beginning and the end token", {"truncate_prompt_tokens": CUT_TO}
+        name = "a text cut on request keeps its beginning and the end token"
+        fields: dict[str, Any] = {"truncate_prompt_tokens": CUT_TO}
         if self.route.dialect != "openai":
             return Finding(name, "skip", "TEI takes no limit in a request")
         words = " ".join(f"word{i}" for i in range(40))
@@ -459,5 +460,5 @@ def _unit(rows_ND: FloatArray) -> np.ndarray:
     return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12))
 
 
-def _names(fields: dict[str, str]) -> str:
+def _names(fields: dict[str, Any]) -> str:
     return ", ".join(f"{name}" if name == "instruction" else f"{name}={value}" for name, value in fields.items())

@@ -163,8 +163,8 @@ def test_dimensions(visit: Visit, embedder: Embedder) -> None:
     assert "4\nbytes a vector, not 256" in page.inner_text("#d-out .numbers")
     full = embedder.embed_documents(texts)
     for kind in ("float32", "int8", "binary"):
-        mine = embedder.embed_documents(texts, dimensions=32, precision=kind)  # type: ignore[arg-type]
-        near, whole = embedder.similarity(mine, mine, kind), full @ full.T  # type: ignore[arg-type]
+        mine = embedder.embed_documents(texts, dimensions=32, precision=kind)
+        near, whole = embedder.similarity(mine, mine, kind), full @ full.T
         shown = page.evaluate(f"cosines(32, '{kind}').map(row => Array.from(row))")
         np.testing.assert_allclose(shown, near, atol=1e-3 if kind == "int8" else CLOSE)
         for scores in (near, whole):

@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from qwen3_embedding.serving import dialects
-from qwen3_embedding.serving.answers import Encoding, check_vectors, matrix_response, vectors_from, wire
+from qwen3_embedding.serving.answers import BINARY, Encoding, check_vectors, matrix_response, vectors_from, wire
 from qwen3_embedding.serving.errors import BadRequestError, UnknownModelError
 from qwen3_embedding.serving.requests import Call, json_response
 from qwen3_embedding.serving.routing import Doc, get, post
@@ -73,7 +73,8 @@ def add(app: FastAPI, server: Server) -> None:
         raise UnknownModelError(f"no model is called {name!r:.80}", param="model")
 
     paths = ("/v1/embeddings", "/embeddings")
-    post(app, server, paths, dialects.openai, EmbeddingsRequest, embeddings, Doc("OpenAI", "Embed texts", _ANSWER))
+    doc = Doc("OpenAI", "Embed texts", _ANSWER, BINARY)
+    post(app, server, paths, dialects.openai, EmbeddingsRequest, embeddings, doc)
     listing = Doc("OpenAI", "The models that are served", {"type": "object"})
     get(app, server, ("/v1/models", "/models"), dialects.openai, models, listing)
     get(
