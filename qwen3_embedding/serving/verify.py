@@ -164,7 +164,7 @@ class _Embeddings(_Checks):
         yield "vectors come in the order asked", self.order
         yield "documents", self.documents
         yield "queries", self.queries
-        yield "instruction", self.instruction
+        yield "instruction for queries", self.instruction
         yield "long texts", self.long
         yield "cut to a limit", self.cut
         yield "dimensions", self.dimensions
@@ -233,7 +233,7 @@ class _Embeddings(_Checks):
 
     def instruction(self) -> Finding:
         """Whether the server puts the instruction in itself, where it is asked to."""
-        texts, task, name = CARD_QUERIES, TASK, "instruction"
+        texts, task, name = CARD_QUERIES, TASK, "instruction for queries"
         fields: dict[str, Any] = {"instruction": TASK}
         if self.route.dialect == "tei":
             fields, task = {"prompt_name": "query"}, DEFAULT_INSTRUCTION
@@ -251,7 +251,10 @@ class _Embeddings(_Checks):
         if self.embedder is None:
             return Finding(name, "pass", f"{_names(fields)} changes the vectors")
         return _like(
-            f"{_names(fields)} is put in as it should", asked, query_variants(self.embedder, texts, task), "vectors"
+            f"{name}: {_names(fields)} is put in as it should",
+            asked,
+            query_variants(self.embedder, texts, task),
+            "vectors",
         )
 
     def long(self) -> Finding:
@@ -350,7 +353,7 @@ class _Reranking(_Checks):
         yield "scores are probabilities", self.scale
         yield "a score alone and in a list", self.alone
         yield "scores", self.values
-        yield "instruction", self.instruction
+        yield "instruction for reranking", self.instruction
         if self.route.dialect == "rerank":
             yield "top_n", self.top
 
@@ -410,7 +413,7 @@ class _Reranking(_Checks):
         )
 
     def instruction(self) -> Finding:
-        name = "instruction"
+        name = "instruction for reranking"
         try:
             asked = self.server.scores(self.route, PLANET_QUERY, PLANET_DOCUMENTS, instruction=TASK)
         except Refused as error:
@@ -418,9 +421,9 @@ class _Reranking(_Checks):
         if np.abs(asked - self.scores).max() <= 1e-6:
             return Finding(name, "skip", "instruction changes nothing here; the default task is used for all")
         if self.reranker is None:
-            return Finding(name, "pass", "instruction changes the scores")
+            return Finding(name, "pass", "it changes the scores")
         variants = score_variants(self.reranker, PLANET_QUERY, PLANET_DOCUMENTS, TASK)
-        return _like("instruction is put in as it should", self._probabilities(asked), variants, "scores")
+        return _like("instruction for reranking is put in as it should", self._probabilities(asked), variants, "scores")
 
     def top(self) -> Finding:
         found = self.server.score(self.route, PLANET_QUERY, PLANET_DOCUMENTS, top_n=2)

@@ -120,7 +120,8 @@ def application(wrong: Wrong) -> FastAPI:
         body = await request.json()
         if body.get("prompt_name") == "query" and how != "teinoprompt":
             return wrong.embedder.embed_queries(body["inputs"]).tolist()
-        return wrong.vectors(how, body["inputs"]).tolist()
+        rows = wrong.vectors(how, body["inputs"])[:, : body.get("dimensions")]
+        return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).tolist()
 
     @app.post("/{how}/v1/rerank")
     async def rerank(how: str, request: Request) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def test_a_right_server_of_another_make_passes(wrong_url: str, nano: Reference) 
         ("lastdims", "dimensions", "the components are not the first ones"),
         ("bigend", "base64", "bytes in the wrong order"),
         ("double", "base64", "not float32"),
-        ("teinoprompt", "instruction", "prompt_name=query is taken but not applied"),
+        ("teinoprompt", "instruction for queries", "prompt_name=query is taken but not applied"),
         ("bare", "scores are as", "the template is missing: query and document stand bare"),
         ("noprefix", "scores are as", "the template's beginning (system message) is missing"),
         ("nosuffix", "scores are as", "the template's end (assistant, closed thought) is missing"),
