@@ -17,7 +17,7 @@ from qwen3_embedding.serving.server import Server
 from tests.serving.browser import Visit, chromium, missing
 from tests.serving.conftest import serving
 
-COLOURS = 128
+MOST_BYTES = 200_000
 WIDE: dict[str, Any] = {"viewport": {"width": 1200, "height": 760}}
 PHONE: dict[str, Any] = {
     "viewport": {"width": 390, "height": 780},
@@ -60,22 +60,17 @@ def main(out: str) -> None:
         phone.run("similarity", "#s-out table")
         phone.page.evaluate("document.getElementById('s-out').scrollIntoView({block: 'end'})")
         keep(phone, folder, "playground-phone-dark")
-        phone.tab("rerank")
-        phone.run("rerank", "#r-out .hit")
-        phone.page.evaluate("scrollTo(0, document.getElementById('r-status').offsetTop - 60)")
-        keep(phone, folder, "playground-phone-rerank")
         for visit in (wide, phone):
             assert not visit.trouble, visit.trouble
             assert not visit.too_wide
 
 
 def keep(visit: Visit, folder: Path, name: str) -> None:
-    """A small file: few colours are enough for a page."""
     visit.page.mouse.move(0, 0)
     visit.page.wait_for_timeout(600)  # movements end
-    picture = Image.open(io.BytesIO(visit.page.screenshot())).convert("RGB")
     file = folder / f"{name}.png"
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+    Image.open(io.BytesIO(visit.page.screenshot())).convert("RGB").save(file, optimize=True)
+    assert file.stat().st_size < MOST_BYTES, f"{file} is too large"
     print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
 
 

@@ -58,9 +58,7 @@ class Wrong:
         if how in ("left", "right64"):
             return self.embedder.embed_tokens([[*(one[-63:] if how == "left" else one[:63]), end] for one in ids])
         if limit is not None:
-            cuts = {"cutleft": lambda one: [*one, end][-limit:], "cutend": lambda one: [*one, end][:limit]}
-            cut = cuts.get(how, lambda one: [*one[: limit - 1], end])
-            return self.embedder.embed_tokens([cut(one) for one in ids])
+            return self.embedder.embed_tokens([cut(how, one, end, limit) for one in ids])
         if how == "padded":  # to the longest, and the padding is read
             longest = max(map(len, ids))
             return self.embedder.embed_tokens([[*one, *[end] * (longest - len(one) + 1)] for one in ids])
@@ -89,6 +87,13 @@ class Wrong:
             weights = np.exp(odds - odds.max())
             return weights / weights.sum()
         return right
+
+
+def cut(how: str, ids: list[int], end: int, limit: int) -> list[int]:
+    whole = [*ids, end]
+    if how == "cutleft":
+        return whole[-limit:]
+    return whole[:limit] if how == "cutend" else [*ids[: limit - 1], end]
 
 
 def application(wrong: Wrong) -> FastAPI:

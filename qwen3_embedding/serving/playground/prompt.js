@@ -8,7 +8,8 @@ function renderedPrompt(data) {
     cutting = token.cut;
     const kind = token.cut ? "cut" : token.kind;
     kinds.add(kind);
-    tokens.append(el("span", {textContent: token.text.replaceAll("\n", "↵\n"), title: `id ${token.id} · ${KINDS[kind][0]}`, className: kind, role: "listitem"}));
+    tokens.append(el("span", {textContent: token.text.replaceAll("\n", "↵"), title: `id ${token.id} · ${KINDS[kind][0]}`, className: kind, role: "listitem"}));
+    if (token.text.includes("\n")) tokens.append(el("br"));
   }
   if (data.left) tokens.append(el("span", {textContent: ` … ${count(data.left, "more token")}`}));
   const [before, lost, after] = data.parts;
