@@ -71,7 +71,7 @@ def _cosine_distance(a_ND: FloatArray, b_ND: FloatArray) -> float:
     if a_ND.shape != b_ND.shape:
         return 2.0
     a, b = _unit(a_ND.astype(np.float64)), _unit(b_ND.astype(np.float64))
-    return float(np.mean(1.0 - np.sum(a * b, axis=1)))
+    return max(float(np.mean(1.0 - np.sum(a * b, axis=1))), 0.0)
 
 
 def _difference(a_N: FloatArray, b_N: FloatArray) -> float:

@@ -24,7 +24,7 @@ CHECKS = [
 ]
 """No 500, and nothing that the document does not say. Whether a request that fits the schema is taken is not asked, as
 it may name a model that is not there, or say "query" and "document" at once."""
-EXAMPLES = 12
+EXAMPLES = 8
 """Of each route; more by hand: python -m tests.serving.test_openapi."""
 SETTINGS = settings(
     max_examples=EXAMPLES,
