@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,15 +97,17 @@ def test_settings_are_checked(wrong: dict) -> None:
         LoadSettings(**wrong)
 
 
-def test_command_line(url: str, tmp_path: Path) -> None:
+def test_command_line(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plot = tmp_path / "sweep.html"
-    common = ["--url", url, "--concurrency", "1,2", "--lengths", "8", "--max-requests", "4", "--quiet"]
-    command = [sys.executable, "-m", "qwen3_embedding", "bench", *common, "--json", "--plot", str(plot)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    quick: dict[str, Any] = {"url": url, "concurrency": "1,2", "lengths": "8", "max_requests": 4, "quiet": True}
+    bench(**quick, as_json=True, plot=plot)
+    told = json.loads(capsys.readouterr().out)
     assert [run["requests"] for run in told["runs"]] == [4, 4]
     assert plot.read_text().startswith("<!doctype html>")
+    bench(**quick)
+    shown = capsys.readouterr().out
+    assert "p99 ms" in shown
+    assert "knee" in shown
     with pytest.raises(ValueError, match="wanted whole numbers"):
         bench(url=url, concurrency="one")
     with pytest.raises(ValueError, match=r"ends with .html or .png"):

@@ -10,8 +10,6 @@ import asyncio
 import base64
 import json
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request
 
@@ -258,18 +257,17 @@ def test_what_answers_nothing_is_told(wrong_url: str) -> None:
         load_reference(["nano-embedding", "nano-embedding"])
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "qwen3_embedding", "verify", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=200)
-
-
-def test_command_line(wrong_url: str, url: str, embedder_folder: Path, reranker_folder: Path) -> None:
-    good = run("--url", url, "--against", str(embedder_folder), "--against", str(reranker_folder), "--json")
-    told = json.loads(good.stdout)
-    assert (good.returncode, told["passed"]) == (0, True), good.stderr
-    bad = run("--url", f"{wrong_url}/mean", "--against", "nano-embedding")
-    assert bad.returncode == 1
-    assert "likely cause: mean pooling instead of the last token" in bad.stdout
+def test_command_line(
+    wrong_url: str, url: str, embedder_folder: Path, reranker_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command(url=url, against=[str(embedder_folder), str(reranker_folder)], as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert told["passed"] is True
+    assert {check["outcome"] for check in told["checks"]} == {"pass"}
+    with pytest.raises(typer.Exit) as stop:
+        command(url=f"{wrong_url}/mean", against=["nano-embedding"])
+    assert stop.value.exit_code == 1
+    assert "likely cause: mean pooling instead of the last token" in capsys.readouterr().out
     with pytest.raises(ValueError, match="one of the two"):
         command()
     with pytest.raises(RemoteError, match="Connect"):
