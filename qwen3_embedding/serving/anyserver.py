@@ -7,6 +7,7 @@ that dialect takes; a query's prompt is written by the caller, as most servers a
 from __future__ import annotations
 
 import base64
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -29,6 +30,10 @@ class Refused(RemoteError):
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+
+
+RETRIES, LONGEST_WAIT_S = 4, 10.0
+"""A busy server (429, 503) is asked again, after the seconds it says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +136,15 @@ class AnyServer:
         return self._json(lambda: self._http.post(self.url + path, json=body))
 
     def _json(self, ask: Callable[[], httpx.Response]) -> Any:
-        try:
-            answer = ask()
-        except httpx.TransportError as error:
-            raise RemoteError(f"{self.url}: {type(error).__name__}: {error}") from error
+        for attempt in range(RETRIES + 1):
+            try:
+                answer = ask()
+            except httpx.TransportError as error:
+                raise RemoteError(f"{self.url}: {type(error).__name__}: {error}") from error
+            if answer.status_code not in (429, 503) or attempt == RETRIES:
+                break
+            said = answer.headers.get("retry-after", "")
+            time.sleep(min(float(said) if said.isdigit() else 0.5 * 2**attempt, LONGEST_WAIT_S))
         if answer.status_code in (401, 403):
             raise RemoteError(f"{self.url}: {answer.status_code}: the server wants an API key; give --api-key")
         if not answer.is_success:

@@ -11,7 +11,7 @@ import pytest
 
 from qwen3_embedding.cli.bench import command as bench
 from qwen3_embedding.errors import RemoteError
-from qwen3_embedding.serving.anyserver import AnyServer
+from qwen3_embedding.serving.anyserver import AnyServer, EmbedRoute
 from qwen3_embedding.serving.load import LoadSettings, Run, mark_knees, measure_load
 from qwen3_embedding.serving.loadplot import page, write_plot
 from tests.serving.test_client import Answer, scripted
@@ -73,6 +73,14 @@ def test_errors_are_counted_and_tokens_guessed_where_they_are_not_told() -> None
     assert (load.tokens_counted, run.requests) == (False, 3)
     assert run.errors == {"429": 3, "RemoteProtocolError": 3}
     assert run.tokens_per_s == pytest.approx(8 * run.requests_per_s)
+
+
+def test_a_busy_server_is_asked_again() -> None:
+    busy: Answer = (429, {"retry-after": "0"}, b"full")
+    with scripted(lambda number: busy if number < 3 else (200, {}, VECTOR)) as (address, times):
+        with AnyServer(address, model="m") as server:
+            assert server.embed(EmbedRoute("/v1/embeddings", "openai", "m"), ["a"]).shape == (1, 2)
+    assert len(times) == 4
 
 
 def test_a_server_that_cannot() -> None:

@@ -95,13 +95,21 @@ def cut(how: str, ids: list[int], end: int, limit: int) -> list[int]:
     return whole[:limit] if how == "cutend" else [*ids[: limit - 1], end]
 
 
+RERANKING = "bare noprefix nosuffix blank notask no odds softmax unsorted notop scoresorted".split()  # noqa: SIM905
+BOTH = ["right", "tei", "scoreright"]
+
+
 def application(wrong: Wrong) -> FastAPI:
+    """Routes for the mistakes; one of an embedder comes without a reranker, and the other way round."""
     app = FastAPI()
+
+    def only(there: bool) -> None:
+        if not there:
+            raise HTTPException(404, "Not Found")
 
     @app.post("/{how}/v1/embeddings")
     async def embeddings(how: str, request: Request) -> dict[str, Any]:
-        if how.startswith("tei"):
-            raise HTTPException(404, "Not Found")
+        only(not how.startswith("tei") and how not in RERANKING)
         body = await request.json()
         size = body.get("dimensions")
         if how == "nodims" and size:
@@ -119,8 +127,7 @@ def application(wrong: Wrong) -> FastAPI:
 
     @app.post("/{how}/embed")
     async def tei(how: str, request: Request) -> Any:
-        if not how.startswith("tei"):
-            raise HTTPException(404, "Not Found")
+        only(how.startswith("tei"))
         body = await request.json()
         if body.get("prompt_name") == "query" and how != "teinoprompt":
             return wrong.embedder.embed_queries(body["inputs"]).tolist()
@@ -129,8 +136,7 @@ def application(wrong: Wrong) -> FastAPI:
 
     @app.post("/{how}/v1/rerank")
     async def rerank(how: str, request: Request) -> dict[str, Any]:
-        if how.startswith("score"):
-            raise HTTPException(404, "Not Found")
+        only(how in RERANKING + BOTH and not how.startswith("score"))
         body = await request.json()
         scores = wrong.scores(how, body["query"], body["documents"])
         order = np.arange(len(scores)) if how == "unsorted" else np.argsort(-scores, kind="stable")
@@ -140,6 +146,7 @@ def application(wrong: Wrong) -> FastAPI:
 
     @app.post("/{how}/score")
     async def score(how: str, request: Request) -> dict[str, Any]:
+        only(how.startswith("score"))
         body = await request.json()
         scores = wrong.scores(how, body["text_1"], body["text_2"])
         order = np.argsort(-scores) if how == "scoresorted" else np.arange(len(scores))
@@ -193,7 +200,7 @@ def test_a_right_server_of_another_make_passes(wrong_url: str, nano: Reference) 
     for how in ("right", "nodims", "tei", "scoreright"):
         found = ask(f"{wrong_url}/{how}", nano)
         assert failures(found) == [], how
-        assert sum(finding.outcome == "pass" for finding in found.values()) >= 10
+        assert sum(finding.outcome == "pass" for finding in found.values()) >= (8 if how == "nodims" else 13)
 
 
 @pytest.mark.parametrize(
