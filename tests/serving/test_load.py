@@ -77,9 +77,12 @@ def test_errors_are_counted_and_tokens_guessed_where_they_are_not_told() -> None
 
 def test_a_busy_server_is_asked_again() -> None:
     busy: Answer = (429, {"retry-after": "0"}, b"full")
-    with scripted(lambda number: busy if number < 3 else (200, {}, VECTOR)) as (address, times):
-        with AnyServer(address, model="m") as server:
-            assert server.embed(EmbedRoute("/v1/embeddings", "openai", "m"), ["a"]).shape == (1, 2)
+
+    def answer(number: int) -> Answer:
+        return busy if number < 3 else (200, {}, VECTOR)
+
+    with scripted(answer) as (address, times), AnyServer(address, model="m") as server:
+        assert server.embed(EmbedRoute("/v1/embeddings", "openai", "m"), ["a"]).shape == (1, 2)
     assert len(times) == 4
 
 
