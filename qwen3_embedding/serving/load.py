@@ -141,11 +141,11 @@ class _Sweep:
 
     async def all(self, progress: Callable[[int, int], None] | None) -> Load:
         settings, runs, left_out = self.settings, [], []
-        until = time.monotonic() + settings.total_s
         wanted = [(tokens, concurrency) for tokens in settings.tokens for concurrency in settings.concurrency]
         limits = httpx.Limits(max_connections=max(settings.concurrency), max_keepalive_connections=None)
         async with httpx.AsyncClient(headers=self.server.headers, timeout=settings.timeout_s, limits=limits) as http:
             await self._calibrate(http)
+            until = time.monotonic() + settings.total_s
             for number, (tokens, concurrency) in enumerate(wanted):
                 if time.monotonic() >= until:
                     left_out.append((tokens, concurrency))
