@@ -61,7 +61,7 @@ def try_route(url: str, label: str, max_examples: int = EXAMPLES) -> int:
     return sent
 
 
-@pytest.mark.timeout(900)  # 12 s of work; on a crowded machine many times that
+@pytest.mark.timeout(900)  # about 400 requests; on a crowded machine they take their time
 def test_every_route(url: str) -> None:
     document = httpx.get(f"{url}/openapi.json").json()
     labels = operations(document)
