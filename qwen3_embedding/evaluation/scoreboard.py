@@ -205,6 +205,13 @@ def _seen(board: Board, task: Mapping[str, Any]) -> list[str]:
     return [f"{_percent(board.seen[task['name']])} %"] if board.seen else []
 
 
+def _fused(fusion: Mapping[str, Any]) -> str:
+    way = "cosine plus BM25 over the query's best BM25"
+    if fusion.get("method", "rank") == "rank":
+        way = f"reciprocal rank fusion, k = {fusion['k']}"
+    return f"Hybrid: {way}, weights {fusion['text_weight']:g} (BM25) and {fusion['dense_weight']:g} (embedder)."
+
+
 def _measured(board: Board, others: Mapping[str, Board]) -> str:
     report, settings = board.report, board.report["settings"]
     environment = report["environment"]
@@ -213,8 +220,7 @@ def _measured(board: Board, others: Mapping[str, Board]) -> str:
         "language or set. Whole sets"
         + (f", but a sample of {settings['max_queries']} queries each" if settings.get("max_queries") else "")
         + "; instructions are the sets' own.",
-        f"Hybrid: reciprocal rank fusion, k = {settings['fusion']['k']}, weights {settings['fusion']['text_weight']:g} "
-        f"(BM25) and {settings['fusion']['dense_weight']:g} (embedder).",
+        _fused(settings["fusion"]),
     ]
     if report["reranker"]:
         part = settings.get("rerank_queries")

@@ -31,7 +31,8 @@ from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training.export import export_embedder
 from qwen3_embedding.training.words import one_token, silence, steady_places, word_vectors
 
-_SPECIAL = ("query_marker", "document_marker", "sink", "constant", "weight", "query", "document", "found", "answer", "fill")
+_MARKERS = ("query_marker", "document_marker", "sink", "constant", "weight")
+_SPECIAL = (*_MARKERS, "query", "document", "found", "answer", "fill")
 _COMPARED = 64  # components of the two sums that are multiplied
 _ROW = 2.0  # root mean square of a row of the table, so that one unit behind a norm is this much before it
 
@@ -53,13 +54,13 @@ class MatchingSettings:
         words = self.hidden_size - len(_SPECIAL)
         if self.heads < 3 or words < 2 * _COMPARED or self.intermediate_size < 2 * _COMPARED:
             raise ValueError(
-                f"heads={self.heads}, hidden_size={self.hidden_size}, intermediate_size={self.intermediate_size}; wanted "
-                f"at least 3, {2 * _COMPARED + len(_SPECIAL)} and {2 * _COMPARED}"
+                f"heads={self.heads}, hidden_size={self.hidden_size}, intermediate_size={self.intermediate_size}; "
+                f"wanted at least 3, {2 * _COMPARED + len(_SPECIAL)} and {2 * _COMPARED}"
             )
         if words / 2 > len(_steady(self.head_dim)):
             raise ValueError(
-                f"head_dim={self.head_dim} has {len(_steady(self.head_dim))} places that rotary embedding leaves alone; "
-                f"wanted {math.ceil(words / 2)}"
+                f"head_dim={self.head_dim} has {len(_steady(self.head_dim))} places that rotary embedding leaves "
+                f"alone; wanted {math.ceil(words / 2)}"
             )
 
 
@@ -91,7 +92,9 @@ def matching_start(settings: MatchingSettings) -> Path:
     tokenizer = Tokenizer.from_folder(settings.source)
     vectors_VW, dims = word_vectors(small), _Dims(settings.hidden_size)
     if vectors_VW.shape[1] < dims.words:
-        raise ValueError(f"{settings.source} has words of {vectors_VW.shape[1]} components; wanted {dims.words} or more")
+        raise ValueError(
+            f"{settings.source} has words of {vectors_VW.shape[1]} components; wanted at least {dims.words}"
+        )
     config = BackboneConfig(
         vocab_size=small.config.vocab_size,
         hidden_size=settings.hidden_size,
