@@ -16,14 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import machine, random_backbone, save, shape, tokenizer
+from benchmarks.cases import (
+    INSTRUCTION_TOKENS,
+    QUERY_TOKENS,
+    machine,
+    random_backbone,
+    save,
+    shape,
+    task_of,
+    tokenizer,
+)
 from qwen3_embedding.inference.embedder import Embedder
 from qwen3_embedding.inference.reranker import Reranker
 from qwen3_embedding.inference.speed import Clock, count_tokens, interleave, random_texts
 from qwen3_embedding.model.quantized import quantize_
 from qwen3_embedding.model.scoring import YesNoHead
 
-INSTRUCTION_TOKENS, QUERY_TOKENS, DOCUMENT_TOKENS = 24, 12, 100
+DOCUMENT_TOKENS = 100
 
 
 def compare(
@@ -74,9 +83,7 @@ def main() -> None:
     query = random_texts(words, [QUERY_TOKENS + 1])[0]
     documents = random_texts(words, [DOCUMENT_TOKENS + 1] * options.documents, seed=1)
     queries = random_texts(words, [QUERY_TOKENS + 1] * options.queries, seed=2)
-    # "Instruct:", the task, a line break and "Query:" take the instruction's tokens together.
-    frame = len(words.encode_queries([""], " a").ids[0]) - 2
-    task = random_texts(words, [INSTRUCTION_TOKENS - frame + 1], seed=3)[0].strip()
+    task = task_of(words, INSTRUCTION_TOKENS)
     result = {
         **{
             "shape": options.shape,

@@ -63,12 +63,14 @@ def hub(name: str) -> Any:
     return name
 
 
-def print_table(rows: list[tuple[str, ...]], headers: tuple[str, ...], title: str = "") -> None:
-    """Print a table for people on stdout."""
+def print_table(
+    rows: list[tuple[str, ...]], headers: tuple[str, ...], title: str = "", width: int | None = None
+) -> None:
+    """Print a table for people on stdout, as wide as the terminal (80 where there is none) or as asked for."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*headers, title=title or None)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=width).print(table)
