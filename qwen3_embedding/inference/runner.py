@@ -151,6 +151,8 @@ class Runner:
 
     def _check_ids(self, sequences: Sequence[Sequence[int]]) -> None:
         rows = self.backbone.config.vocab_size
+        if all(map(len, sequences)) and max(map(max, sequences)) < rows and min(map(min, sequences)) >= 0:
+            return  # the loop below is for finding who is wrong
         for number, sequence in enumerate(sequences):
             if len(sequence) == 0:
                 raise ValueError(f"sequence {number} is empty; wanted at least the end token")
