@@ -49,9 +49,9 @@ def tokenizer() -> Tokenizer:
     return Tokenizer(tokenizers.Tokenizer.from_str(lzma.decompress(TOKENIZER.read_bytes()).decode("utf-8")))
 
 
-def write_embedder(folder: Path, config: BackboneConfig) -> None:
+def write_embedder(folder: Path, config: BackboneConfig, dtype: torch.dtype = torch.float32) -> None:
     """A folder of random weights that this package and sentence-transformers both load."""
-    save_backbone(folder, random_backbone(config), torch.float32, 151643)
+    save_backbone(folder, random_backbone(config), dtype, 151643)
     (folder / "tokenizer.json").write_bytes(lzma.decompress(TOKENIZER.read_bytes()))
     control: dict[str, Any] = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>"}
     write_json(folder / "tokenizer_config.json", {**control, "pad_token": "<|endoftext|>", "model_max_length": 131072})
@@ -60,7 +60,7 @@ def write_embedder(folder: Path, config: BackboneConfig) -> None:
         {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for n, (path, kind) in enumerate(kinds)
     ]
-    write_json(folder / "modules.json", modules)  # type: ignore[arg-type]
+    write_json(folder / "modules.json", modules)
     pooling = {"word_embedding_dimension": config.hidden_size, "pooling_mode_lasttoken": True}
     (folder / "1_Pooling").mkdir(exist_ok=True)
     write_json(folder / "1_Pooling" / "config.json", {**pooling, "pooling_mode_mean_tokens": False})

@@ -119,7 +119,7 @@ class Padded:
             for i, vector in zip(batch, self.infer(rectangle, lengths - 1), strict=True):
                 rows[i] = vector
         vectors = np.stack(rows)
-        return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))
 
     def warm_up(self, texts: list[str]) -> str:
         """Choose the fastest size of batches."""

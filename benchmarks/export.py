@@ -48,11 +48,12 @@ def plain_decoder(folder: Path) -> Any:
                 self.register_buffer(name.removeprefix(prefix).replace(".", "_").removesuffix("_weight"), weight)
 
         def forward(self, x: Any, cos: Any, sin: Any) -> Any:
+            weights: Any = self
             batch, length, _ = x.shape
-            normed = norm(x, self.input_layernorm)
-            query = norm((normed @ self.self_attn_q_proj).view(batch, length, heads, size), self.self_attn_q_norm)
-            key = norm((normed @ self.self_attn_k_proj).view(batch, length, shared, size), self.self_attn_k_norm)
-            value = (normed @ self.self_attn_v_proj).view(batch, length, shared, size).transpose(1, 2)
+            normed = norm(x, weights.input_layernorm)
+            query = norm((normed @ weights.self_attn_q_proj).view(batch, length, heads, size), weights.self_attn_q_norm)
+            key = norm((normed @ weights.self_attn_k_proj).view(batch, length, shared, size), weights.self_attn_k_norm)
+            value = (normed @ weights.self_attn_v_proj).view(batch, length, shared, size).transpose(1, 2)
             query, key = rotate(query.transpose(1, 2), cos, sin), rotate(key.transpose(1, 2), cos, sin)
             key, value = (
                 rows[:, :, None]
@@ -61,10 +62,10 @@ def plain_decoder(folder: Path) -> Any:
                 for rows in (key, value)
             )
             out = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-            x = x + out.transpose(1, 2).reshape(batch, length, heads * size) @ self.self_attn_o_proj
-            normed = norm(x, self.post_attention_layernorm)
-            inner = F.silu(normed @ self.mlp_gate_proj) * (normed @ self.mlp_up_proj)
-            return x + inner @ self.mlp_down_proj
+            x = x + out.transpose(1, 2).reshape(batch, length, heads * size) @ weights.self_attn_o_proj
+            normed = norm(x, weights.post_attention_layernorm)
+            inner = F.silu(normed @ weights.mlp_gate_proj) * (normed @ weights.mlp_up_proj)
+            return x + inner @ weights.mlp_down_proj
 
     class Decoder(nn.Module):
         def __init__(self) -> None:
@@ -77,12 +78,13 @@ def plain_decoder(folder: Path) -> Any:
             self.layers = nn.ModuleList(Layer(number) for number in range(config["num_hidden_layers"]))
 
         def forward(self, ids: Any, last: Any) -> Any:
-            x = F.embedding(ids, self.table)
-            angles = torch.arange(ids.shape[1]).float()[:, None] * self.frequencies
+            weights: Any = self
+            x = F.embedding(ids, weights.table)
+            angles = torch.arange(ids.shape[1]).float()[:, None] * weights.frequencies
             cos, sin = angles.cos(), angles.sin()
-            for layer in self.layers:
+            for layer in weights.layers:
                 x = layer(x, cos, sin)
-            return norm(x[torch.arange(ids.shape[0]), last], self.norm)
+            return norm(x[torch.arange(ids.shape[0]), last], weights.norm)
 
     return Decoder().eval()
 

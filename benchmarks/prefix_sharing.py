@@ -50,7 +50,11 @@ def compare(
 
     shared, separate = with_settings(on), with_settings(off)
     outputs: list[np.ndarray] = []
-    tokens = [count_tokens(model.backbone, lambda work=work: outputs.append(work())) for work in (shared, separate)]
+
+    def kept(work: Callable[[], np.ndarray]) -> Callable[[], object]:
+        return lambda: outputs.append(work())
+
+    tokens = [count_tokens(model.backbone, kept(work)) for work in (shared, separate)]
     timings = interleave({"shared": shared, "separate": separate}, rounds, warm_up=False, clock=clock)
     return {
         "tokens_shared": tokens[0],

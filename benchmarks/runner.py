@@ -217,7 +217,7 @@ def show(result: dict[str, Any], config: BackboneConfig, whole_depth: int) -> No
 
 def show_targets(found: dict[str, float]) -> None:
     """What was wanted and what was found."""
-    wanted = [
+    wanted: list[tuple[str, ...]] = [
         (name, f"{found[name]:.2f}", f"{least:.2f}", "yes" if found[name] >= least else "no")
         for name, least in TARGETS
         if name in found

@@ -131,6 +131,10 @@ class Reranker:
             return np.empty(0, dtype=np.float32)
         return self.runner.run(sequences, groups, progress)
 
+    def compile(self, graphs: bool = True) -> None:
+        """Compile the model's layers for this GPU; see :meth:`Embedder.compile`."""
+        self.runner.compile(graphs)
+
     def rank(
         self, query: str, documents: Sequence[str], top_k: int | None = None, instruction: str | None = None
     ) -> list[Hit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,16 +16,21 @@ from torch import Tensor
 from qwen3_embedding.errors import NumericalError
 from qwen3_embedding.inputs.packing import PackedBatch, pack, plan_batches
 from qwen3_embedding.model.backbone import Backbone
+from qwen3_embedding.model.fp8 import E4M3, check_device, quantize_fp8_
+from qwen3_embedding.model.fused import compile_, fuse_
+from qwen3_embedding.model.graphs import TextGraphs
 from qwen3_embedding.model.quantized import quantize_
+from qwen3_embedding.model.transfer import HostCopy
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.types import FloatArray
 
-DTypeName = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DTypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
 }
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 65536
@@ -51,7 +57,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``auto`` is bfloat16 on GPU and float32 on CPU (bf16 products are slower than fp32 on most CPUs).
 
-    int8, weights and activations, is for CPUs and never chosen by itself: it changes the vectors a little.
+    int8 (CPU) and fp8 (GPU), weights and activations, are never chosen by themselves: they change the vectors a little.
     """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -59,15 +65,25 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         raise ValueError(f"dtype={dtype!r}; wanted auto, {', '.join(DTYPES)}")
     if dtype == "int8" and device.type != "cpu":
         raise ValueError(f"dtype='int8' runs on the CPU and the device is {device}; use bfloat16, or device='cpu'")
+    if dtype == "fp8":
+        check_device(device)
     return DTYPES[dtype]
 
 
 def load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Backbone, dict[str, Tensor]]:
     """A backbone at a type of :data:`DTYPES` and what else its file holds; int8 is made from float32 weights."""
+    if device.type == "cuda":
+        backbone, extra = load_backbone(folder, torch.bfloat16 if dtype == E4M3 else dtype, device)
+        return (quantize_fp8_ if dtype == E4M3 else fuse_)(backbone), extra
     if dtype != torch.int8:
         return load_backbone(folder, dtype, device)
     backbone, extra = load_backbone(folder, torch.float32, device)
     return quantize_(backbone), extra
+
+
+def batches_ahead(device: torch.device) -> int:
+    """Batches that a GPU has queued while the host packs another; a CPU does one thing after the other."""
+    return 2 if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True)
@@ -92,12 +108,14 @@ class Runner:
         self.backbone = backbone
         self.finish = finish
         self.settings = settings or RunSettings.for_device(backbone.device)
+        self.graphs: TextGraphs | None = None
 
     def run(
         self,
         sequences: Sequence[Sequence[int]],
         groups: Sequence[int] | None = None,
         progress: str | None = None,
+        advance: Callable[[int], None] | None = None,
     ) -> FloatArray:
         """One result row a sequence, float32, in the caller's order.
 
@@ -107,6 +125,7 @@ class Runner:
             sequences: N non-empty lists of token ids, all below the vocabulary's size.
             groups: (N,) numbers of groups that share a beginning (a reranker's queries).
             progress: title of a progress bar on stderr, or ``None`` for none.
+            advance: told how many sequences are done, instead of a bar of this call's own.
 
         Raises:
             NumericalError: rows that are not finite even in float32.
@@ -116,23 +135,54 @@ class Runner:
         lengths = np.asarray([len(sequence) for sequence in distinct])
         batches = plan_batches(lengths, self.settings.batch_tokens, _shared_tokens(distinct), group_of)
         rows: FloatArray | None = None
-        with _progress(progress, len(distinct)) as advance, torch.inference_mode():
-            for batch in batches:
-                result = self._batch([distinct[i] for i in batch])
+        with show_progress(progress, len(distinct)) as shown, torch.inference_mode():
+            for batch, result in self._results(distinct, batches):
                 if rows is None:
                     rows = np.empty((len(distinct), *result.shape[1:]), dtype=np.float32)
                 rows[batch] = result
-                advance(len(batch))
+                (advance or shown)(len(batch))
         assert rows is not None
         return rows[place]
 
-    def _batch(self, sequences: list[Sequence[int]]) -> FloatArray:
+    def _results(
+        self, distinct: list[Sequence[int]], batches: Iterable[list[int]]
+    ) -> Iterator[tuple[list[int], FloatArray]]:
+        """Each batch and its rows. On a GPU some batches are under way at a time: the host packs the next ones while
+        the chip computes, and waits only for the oldest one's copy."""
+        ahead = batches_ahead(self.backbone.device)
+        under_way: deque[tuple[list[int], HostCopy]] = deque()
+        for batch in batches:
+            under_way.append((batch, self._start([distinct[i] for i in batch])))
+            if len(under_way) > ahead:
+                yield self._finished(distinct, *under_way.popleft())
+        while under_way:
+            yield self._finished(distinct, *under_way.popleft())
+
+    def _start(self, sequences: list[Sequence[int]]) -> HostCopy:
+        if self.graphs is not None and len(sequences) == 1 and self.graphs.takes(len(sequences[0])):
+            return HostCopy(self.finish(self.graphs.hidden(sequences[0])))
         packed = pack(sequences, share_prefixes=self.settings.share_prefixes)
-        result = self.finish(self.backbone(packed)).cpu().numpy()
+        return HostCopy(self.finish(self.backbone(packed)))
+
+    def _finished(
+        self, distinct: list[Sequence[int]], batch: list[int], copy: HostCopy
+    ) -> tuple[list[int], FloatArray]:
+        result = copy.wait()
         broken = np.flatnonzero(~np.isfinite(result.reshape(len(result), -1)).all(axis=1))
         if broken.size:
-            result[broken] = self._wider([sequences[i] for i in broken])
-        return result
+            result[broken] = self._wider([distinct[batch[i]] for i in broken])
+        return batch, result
+
+    def compile(self, graphs: bool = True) -> None:
+        """Compile the layers for this GPU, and record the pass of single short texts; see :mod:`model.fused`.
+
+        Raises:
+            ValueError: the model is not on a GPU.
+        """
+        if self.backbone.device.type != "cuda":
+            raise ValueError(f"compile is for GPUs and this model is on {self.backbone.device}")
+        compile_(self.backbone)
+        self.graphs = TextGraphs(self.backbone) if graphs else None
 
     def _wider(self, sequences: list[Sequence[int]]) -> FloatArray:
         """Compute again where half precision overflowed: bfloat16 (fp16 only), then float32."""
@@ -190,7 +240,8 @@ def _shared_tokens(sequences: list[Sequence[int]]) -> int:
 
 
 @contextmanager
-def _progress(title: str | None, total: int) -> Iterator[Callable[[int], None]]:
+def show_progress(title: str | None, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr with this title, or none; what it gives is told how many more are done."""
     if title is None:
         yield lambda count: None
         return

@@ -126,18 +126,23 @@ class _Flat:
 
 
 def _flatten(sequences: Sequence[TokenIds]) -> _Flat:
-    lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
-    for index in np.flatnonzero(lengths == 0)[:1].tolist():
-        raise ValueError(f"sequence {index} is empty; wanted a non-empty run of token ids")
-    starts = np.cumsum(lengths) - lengths
-    if any(isinstance(sequence, np.ndarray) for sequence in sequences):
+    if all(type(sequence) is list for sequence in sequences):
+        try:
+            ids = np.fromiter(chain.from_iterable(sequences), dtype=np.int64)
+        except TypeError as error:
+            raise ValueError(f"a sequence holds what is no token id ({error}); wanted whole numbers") from None
+        lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
+    else:
         arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
         for index, array in enumerate(arrays):
             if array.ndim != 1:
                 raise ValueError(f"sequence {index} has shape {array.shape}; wanted a non-empty run of token ids")
-        return _Flat(np.concatenate(arrays), starts, lengths)
-    ids = np.fromiter(chain.from_iterable(sequences), dtype=np.int64, count=int(lengths.sum()))
-    return _Flat(ids, starts, lengths)
+        ids = np.concatenate(arrays)
+        lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+    if not lengths.all():
+        empty = int(np.flatnonzero(lengths == 0)[0])
+        raise ValueError(f"sequence {empty} has shape (0,); wanted a non-empty run of token ids")
+    return _Flat(ids, np.cumsum(lengths) - lengths, lengths)
 
 
 @dataclass(slots=True)

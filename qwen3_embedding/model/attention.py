@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3_embedding.inputs.packing import PackedBatch
+from qwen3_embedding.model.transfer import to_device
 from qwen3_embedding.types import IntArray
 
 MAX_MASKED_QUERIES = 1024
@@ -133,9 +134,6 @@ def _key_matrix(batch: PackedBatch, segments: IntArray, context: int, own: int) 
 
 
 def _plan(blocks: list[_Block], n_queries: int, query_rows: IntArray | None, device: torch.device) -> AttentionPlan:
-    def to_device(rows: IntArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(rows)).to(device, non_blocking=True)
-
     shared = query_rows is not None or any(block.key_rows is not None for block in blocks)
     gpu = device.type == "cuda"
     key_rows = None
@@ -144,7 +142,7 @@ def _plan(blocks: list[_Block], n_queries: int, query_rows: IntArray | None, dev
             np.arange(b.begin, b.begin + b.count * b.query_length) if b.key_rows is None else b.key_rows.ravel()
             for b in blocks
         ]
-        key_rows = to_device(np.concatenate(parts))
+        key_rows = to_device(np.concatenate(parts), device)
     runs = (
         ()
         if gpu
@@ -154,7 +152,7 @@ def _plan(blocks: list[_Block], n_queries: int, query_rows: IntArray | None, dev
                 b.count,
                 b.query_length,
                 b.key_length,
-                None if b.key_rows is None else to_device(b.key_rows.ravel()),
+                None if b.key_rows is None else to_device(b.key_rows.ravel(), device),
             )
             for b in blocks
         )
@@ -165,10 +163,10 @@ def _plan(blocks: list[_Block], n_queries: int, query_rows: IntArray | None, dev
     return AttentionPlan(
         runs=runs,
         n_queries=n_queries,
-        query_rows=None if query_rows is None else to_device(query_rows),
+        query_rows=None if query_rows is None else to_device(query_rows, device),
         key_rows=key_rows,
-        query_starts=to_device(np.concatenate([[0], np.cumsum(query_lengths)]).astype(np.int32)),
-        key_starts=to_device(np.concatenate([[0], np.cumsum(key_lengths)]).astype(np.int32)),
+        query_starts=to_device(np.concatenate([[0], np.cumsum(query_lengths)]).astype(np.int32), device),
+        key_starts=to_device(np.concatenate([[0], np.cumsum(key_lengths)]).astype(np.int32), device),
         max_query_length=int(query_lengths.max()),
         max_key_length=int(key_lengths.max()),
     )

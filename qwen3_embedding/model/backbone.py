@@ -14,6 +14,7 @@ from qwen3_embedding.model.attention import AttentionPlan, plan_all, plan_rows
 from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.layers import Layer, RMSNorm, Rotation
 from qwen3_embedding.model.rope import rotation
+from qwen3_embedding.model.transfer import to_device
 
 
 class Backbone(nn.Module):
@@ -43,7 +44,7 @@ class Backbone(nn.Module):
 
     @property
     def type_name(self) -> str:
-        """Type of the matrix products: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
+        """Type of the matrix products: ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``fp8``."""
         return self.quantization or str(self.dtype).removeprefix("torch.")
 
     def initialize(self, seed: int) -> Backbone:
@@ -77,7 +78,7 @@ class Backbone(nn.Module):
         place[by_position] = np.arange(len(by_position))
         last = plan_rows(batch, unique[by_position], self.device)
         hidden_RD = self._run(batch, last, compute_dtype)
-        return hidden_RD[torch.from_numpy(place[inverse]).to(self.device)]
+        return hidden_RD[to_device(place[inverse], self.device)]
 
     def hidden_states(self, batch: PackedBatch, compute_dtype: torch.dtype | None = None) -> Tensor:
         """(T, D) hidden states of every row after the final norm."""
@@ -85,8 +86,8 @@ class Backbone(nn.Module):
 
     def _run(self, batch: PackedBatch, last: AttentionPlan | None, compute_dtype: torch.dtype | None) -> Tensor:
         dtype = compute_dtype or self.dtype
-        ids = torch.from_numpy(batch.token_ids).to(self.device, non_blocking=True)
-        positions = torch.from_numpy(batch.positions).to(self.device, non_blocking=True)
+        ids = to_device(batch.token_ids, self.device)
+        positions = to_device(batch.positions, self.device)
         hidden_TD = self.embed_tokens(ids).to(dtype)
         angles = rotation(positions, self.config.head_dim, self.config.rope_theta, dtype)
         everyone = plan_all(batch, self.device)
