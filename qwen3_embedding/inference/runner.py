@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from qwen3_embedding.errors import NumericalError
+from qwen3_embedding.inference.kernel import choose_kernel, use_kernel
 from qwen3_embedding.inputs.packing import PackedBatch, pack, plan_batches
 from qwen3_embedding.model.backbone import Backbone
-from qwen3_embedding.model.quantized import quantize_
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.types import FloatArray
 
@@ -62,12 +62,13 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Backbone, dict[str, Tensor]]:
+def load(
+    folder: Path, dtype: torch.dtype, device: torch.device, kernel: str = "auto"
+) -> tuple[Backbone, dict[str, Tensor]]:
     """A backbone at a type of :data:`DTYPES` and what else its file holds; int8 is made from float32 weights."""
-    if dtype != torch.int8:
-        return load_backbone(folder, dtype, device)
-    backbone, extra = load_backbone(folder, torch.float32, device)
-    return quantize_(backbone), extra
+    library = choose_kernel(kernel, device, dtype)
+    backbone, extra = load_backbone(folder, torch.float32 if dtype == torch.int8 else dtype, device)
+    return use_kernel(backbone, library, dtype), extra
 
 
 @dataclass(frozen=True)
@@ -78,11 +79,17 @@ class RunSettings:
     """Tokens of a batch; a longer text gets a batch of its own."""
     share_prefixes: bool = True
     """Compute common beginnings once. Off only for comparison."""
+    reproducible: bool = False
+    """A text's result is equal to the last bit alone and in any batch. Our own kernel computes so in any case;
+    PyTorch's kernels get one text at a time."""
 
     @classmethod
-    def for_device(cls, device: torch.device) -> RunSettings:
-        """The default budget of a device."""
-        return cls(CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS)
+    def for_device(
+        cls, device: torch.device, batch_tokens: int | None = None, reproducible: bool = False
+    ) -> RunSettings:
+        """The default budget of a device, unless another is given."""
+        default = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+        return cls(default if batch_tokens is None else batch_tokens, reproducible=reproducible)
 
 
 class Runner:
@@ -114,7 +121,11 @@ class Runner:
         self._check_ids(sequences)
         distinct, place, group_of = _distinct(sequences, groups)
         lengths = np.asarray([len(sequence) for sequence in distinct])
-        batches = plan_batches(lengths, self.settings.batch_tokens, _shared_tokens(distinct), group_of)
+        batches: Iterable[list[int]]
+        if self.settings.reproducible and self.backbone.native is None:
+            batches = ([number] for number in range(len(distinct)))
+        else:
+            batches = plan_batches(lengths, self.settings.batch_tokens, _shared_tokens(distinct), group_of)
         rows: FloatArray | None = None
         with _progress(progress, len(distinct)) as advance, torch.inference_mode():
             for batch in batches:
