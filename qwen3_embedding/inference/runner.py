@@ -139,10 +139,16 @@ class Runner:
 
     def _batch(self, sequences: list[Sequence[int]]) -> FloatArray:
         packed = pack(sequences, share_prefixes=self.settings.share_prefixes)
-        result = self.finish(self.backbone(packed)).cpu().numpy()
+        result = self._finished(self.backbone(packed))
         broken = np.flatnonzero(~np.isfinite(result.reshape(len(result), -1)).all(axis=1))
         if broken.size:
             result[broken] = self._wider([sequences[i] for i in broken])
+        return result
+
+    def _finished(self, pooled_ND: Tensor) -> FloatArray:
+        # PyTorch's element-wise functions may round the rest of a batch otherwise than its full vectors.
+        parts = pooled_ND.split(1) if self.settings.reproducible else (pooled_ND,)  # type: ignore[no-untyped-call]
+        result: FloatArray = torch.cat([self.finish(part) for part in parts]).cpu().numpy()
         return result
 
     def _wider(self, sequences: list[Sequence[int]]) -> FloatArray:
@@ -152,7 +158,7 @@ class Runner:
         if self.backbone.dtype == torch.float16 and self.backbone.device.type == "cuda":
             wider.insert(0, torch.bfloat16)
         for dtype in wider:
-            result = self.finish(self.backbone(packed, compute_dtype=dtype)).cpu().numpy()
+            result = self._finished(self.backbone(packed, compute_dtype=dtype))
             if np.isfinite(result).all():
                 return result
         raise NumericalError(

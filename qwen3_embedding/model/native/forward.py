@@ -40,21 +40,23 @@ class NativeForward:
     def __call__(
         self,
         layers: nn.ModuleList,
+        norm: Tensor,
         batch: PackedBatch,
         hidden_TD: Tensor,
         rotation: tuple[Tensor, Tensor],
         asked: IntArray | None,
     ) -> Tensor:
-        """(T, D) hidden states behind the embedding to (R, D) before the final norm.
+        """(T, D) hidden states behind the embedding to (R, D) after the final norm.
 
         Args:
-            layers: of one type throughout, on CPU.
+            layers: at least one; of one type throughout, on CPU.
+            norm: (D,) the final norm's weight.
             batch: T rows.
             hidden_TD: fp32.
             rotation: cosines and sines, (T, 1, d).
             asked: (R,) ascending rows that the last layer computes, or ``None`` for all T.
         """
-        model = self._table(layers)
+        model = self._table(layers, norm)
         half = model.head_dim // 2
         cos, sin = (part[:, 0, :half].contiguous() for part in rotation)
         context_rows, context_begins = _contexts(batch)
@@ -71,10 +73,10 @@ class NativeForward:
         self.library.forward(model, table, hidden_TD, out_RD, threads, CHUNK_ROWS * threads)
         return out_RD
 
-    def _table(self, layers: nn.ModuleList) -> Model:
+    def _table(self, layers: nn.ModuleList, norm: Tensor) -> Model:
         """The addresses of all weights, made anew when one has moved."""
         parts = [_parts(cast("PlainLayer", layer)) for layer in layers]
-        addresses = tuple(tensor.data_ptr() for layer in parts for tensor in layer)
+        addresses = (norm.data_ptr(), *(tensor.data_ptr() for layer in parts for tensor in layer))
         if self._model is None or addresses != self._made_for:
             self._scales = []
             self._layers = (Layer * len(parts))(*[self._layer(cast("PlainLayer", layer)) for layer in layers])
@@ -82,7 +84,7 @@ class NativeForward:
             attention, mlp = first.self_attn, first.mlp
             size = attention.head_dim
             self._model = Model(
-                ctypes.cast(self._layers, ctypes.c_void_p), len(parts), not isinstance(attention.q_proj, nn.Linear),
+                ctypes.cast(self._layers, ctypes.c_void_p), pointer(norm), len(parts), not isinstance(attention.q_proj, nn.Linear),
                 attention.q_proj.in_features, mlp.down_proj.in_features, attention.q_proj.out_features // size,
                 attention.k_proj.out_features // size, size, first.input_layernorm.eps,
             )  # fmt: skip

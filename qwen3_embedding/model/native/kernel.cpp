@@ -48,8 +48,8 @@ constexpr int W = 4, NV = 4, ZERO = 0;
 
 namespace {
 
-constexpr int PANEL = W * NV;   // columns that are computed together
-constexpr int MR = 6;           // rows that are computed together: MR x NV accumulators fill the registers
+constexpr int PANEL = W * NV;     // columns that are computed together
+constexpr int MR = 6;             // rows that are computed together: MR x NV accumulators fill the registers
 constexpr int INNER_BLOCK = 512;  // inner size of an fp32 panel that is transposed at a time: it stays in L2
 constexpr int KEY_BLOCK = 128;
 constexpr int ROW_TASK = 16;
@@ -64,6 +64,20 @@ inline vi load(const int32_t* p) { return *reinterpret_cast<const vi_any*>(p); }
 inline void store(float* p, vf v) { *reinterpret_cast<vf_any*>(p) = v; }
 inline vf splat(float x) { return vf{} + x; }
 inline int round_up(int n, int step) { return (n + step - 1) / step * step; }
+
+// body(std::integral_constant<int, M>(), row) for all rows, M = MR at a time and then the rest.
+template <class Body>
+inline void by_tiles(int begin, int end, const Body& body) {
+  int row = begin;
+  for (; row + MR <= end; row += MR) body(std::integral_constant<int, MR>(), row);
+  switch (end - row) {
+    case 5: body(std::integral_constant<int, 5>(), row); break;
+    case 4: body(std::integral_constant<int, 4>(), row); break;
+    case 3: body(std::integral_constant<int, 3>(), row); break;
+    case 2: body(std::integral_constant<int, 2>(), row); break;
+    case 1: body(std::integral_constant<int, 1>(), row); break;
+  }
+}
 
 inline float sum_of(vf v) {
   float total = 0;
@@ -290,15 +304,7 @@ struct Int8 {
   // use(row, column, values) for W columns at a time of one panel of x @ weight.T
   template <class Use>
   static void panel(const Matrix& m, int p, const uint8_t* x, const float* scale, int count, float*, const Use& use) {
-    int row = 0;
-    for (; row + MR <= count; row += MR) rows<MR>(m, p, x, scale, row, use);
-    switch (count - row) {
-      case 5: rows<5>(m, p, x, scale, row, use); break;
-      case 4: rows<4>(m, p, x, scale, row, use); break;
-      case 3: rows<3>(m, p, x, scale, row, use); break;
-      case 2: rows<2>(m, p, x, scale, row, use); break;
-      case 1: rows<1>(m, p, x, scale, row, use); break;
-    }
+    by_tiles(0, count, [&](auto size, int row) { rows<decltype(size)::value>(m, p, x, scale, row, use); });
   }
 };
 
@@ -389,16 +395,9 @@ struct Float32 {
                     spare + static_cast<size_t>(k) * PANEL + j * W, PANEL);
       }
       const bool first = begin == 0, last = begin + steps == m.inner;
-      const float* from = x + begin;
-      int row = 0;
-      for (; row + MR <= count; row += MR) rows<MR>(from, stride, spare, steps, first, last, kept, row, p * PANEL, use);
-      switch (count - row) {
-        case 5: rows<5>(from, stride, spare, steps, first, last, kept, row, p * PANEL, use); break;
-        case 4: rows<4>(from, stride, spare, steps, first, last, kept, row, p * PANEL, use); break;
-        case 3: rows<3>(from, stride, spare, steps, first, last, kept, row, p * PANEL, use); break;
-        case 2: rows<2>(from, stride, spare, steps, first, last, kept, row, p * PANEL, use); break;
-        case 1: rows<1>(from, stride, spare, steps, first, last, kept, row, p * PANEL, use); break;
-      }
+      by_tiles(0, count, [&](auto size, int row) {
+        rows<decltype(size)::value>(x + begin, stride, spare, steps, first, last, kept, row, p * PANEL, use);
+      });
     }
   }
 };
@@ -440,6 +439,7 @@ struct Layer {
 
 struct Model {
   const Layer* layers;
+  const float* norm;  // the final one
   int32_t n_layers, int8, hidden, inner, heads, key_heads, head_dim;
   float eps;
 };
@@ -506,9 +506,9 @@ class Forward {
       if (last && b_.asked != nullptr) asked_layer(m_.layers[number], output);
       else layer(m_.layers[number]);
     }
-    if (b_.asked == nullptr || m_.n_layers == 0)
+    if (b_.asked == nullptr)
       for (int row = 0; row < b_.n_rows; ++row)
-        std::memcpy(output + static_cast<size_t>(row) * m_.hidden, hidden_ + row * hidden_pitch_, m_.hidden * sizeof(float));
+        finish(hidden_ + row * hidden_pitch_, output + static_cast<size_t>(row) * m_.hidden);
   }
 
  private:
@@ -550,10 +550,11 @@ class Forward {
       turn(layer, 0, count, true, false, [&](int row) { return asked[row]; });
       leave(layer, hidden, count);
       for (int row = 0; row < count; ++row)
-        std::memcpy(output + static_cast<size_t>(begin + row) * m_.hidden, hidden + row * hidden_pitch_,
-                    m_.hidden * sizeof(float));
+        finish(hidden + row * hidden_pitch_, output + static_cast<size_t>(begin + row) * m_.hidden);
     }
   }
+
+  void finish(const float* hidden, float* output) { rms_norm(hidden, m_.norm, m_.hidden, m_.eps, output); }
 
   // Rows into cells, each behind its norm.
   void enter(const float* hidden, const float* norm, int count) {
@@ -688,20 +689,10 @@ class Forward {
         std::fill(values + static_cast<size_t>(k) * wide + d_, values + static_cast<size_t>(k + 1) * wide, 0.0f);
       }
       const int hidden_from_all = std::max(0, begin - first) * group;  // rows whose positions lie before this block
-      for (int row = hidden_from_all / MR * MR; row < rows; row += MR) {
-        const auto seen = [&](int r) { return std::clamp(first + r / group + 1 - begin, 0, count); };
-        const auto block = [&](auto size) {
-          attend_tile<decltype(size)::value>(queries, keys, values, scores, sums, state, row, wide, seen);
-        };
-        switch (std::min(MR, rows - row)) {
-          case 6: block(std::integral_constant<int, 6>()); break;
-          case 5: block(std::integral_constant<int, 5>()); break;
-          case 4: block(std::integral_constant<int, 4>()); break;
-          case 3: block(std::integral_constant<int, 3>()); break;
-          case 2: block(std::integral_constant<int, 2>()); break;
-          case 1: block(std::integral_constant<int, 1>()); break;
-        }
-      }
+      const auto seen = [&](int r) { return std::clamp(first + r / group + 1 - begin, 0, count); };
+      by_tiles(hidden_from_all / MR * MR, rows, [&](auto size, int row) {
+        attend_tile<decltype(size)::value>(queries, keys, values, scores, sums, state, row, wide, seen);
+      });
     }
     for (int row = 0; row < rows; ++row) {
       float* to = query_ + (piece.place + row / group) * query_pitch_ + (key_head * group + row % group) * d_;

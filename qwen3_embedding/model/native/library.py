@@ -59,6 +59,7 @@ class Model(ctypes.Structure):
 
     _fields_ = [
         ("layers", ctypes.c_void_p),
+        ("norm", ctypes.c_void_p),
         *[(name, ctypes.c_int32) for name in ("n_layers", "int8", "hidden", "inner", "heads", "key_heads", "head_dim")],
         ("eps", ctypes.c_float),
     ]
