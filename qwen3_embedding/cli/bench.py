@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from qwen3_embedding.cli.common import Device, DType, HubName, Json, Offline, hub, print_table
+from qwen3_embedding.cli.common import Device, DType, HubName, Json, Kernel, Offline, hub, print_table
 
 
 def command(
@@ -20,13 +20,14 @@ def command(
     dtype: DType = "auto",
     hub_name: HubName = "huggingface",
     offline: Offline = False,
+    kernel: Kernel = "auto",
     as_json: Json = False,
 ) -> None:
     """Measure tokens a second, single-query latency and the share of the machine's matrix-product rate."""
     from qwen3_embedding.inference.embedder import Embedder
     from qwen3_embedding.inference.speed import measure, mixed_lengths, random_texts, time_by_part
 
-    embedder = Embedder.from_pretrained(model, device, dtype, offline=offline, hub=hub(hub_name))
+    embedder = Embedder.from_pretrained(model, device, dtype, offline=offline, hub=hub(hub_name), kernel=kernel)
     speed = measure(embedder, texts, tokens, rounds)
     parts = {}
     if profile:

@@ -14,6 +14,10 @@ from qwen3_embedding.errors import DataError
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
 DType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16, int8 (CPU).")]
+Kernel = Annotated[str, typer.Option("--kernel", help="auto, native (our own, CPU), library (PyTorch's).")]
+Reproducible = Annotated[
+    bool, typer.Option("--reproducible", help="Equal to the last bit alone and in any batch, whatever the kernel.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Use no network: hub models from the local cache only.")]
 HubName = Annotated[str, typer.Option("--hub", help="Where hub ids live: huggingface or modelscope.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]

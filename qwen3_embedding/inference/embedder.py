@@ -13,12 +13,12 @@ import numpy as np
 from torch import Tensor
 
 from qwen3_embedding.errors import CheckpointError, TruncationWarning
+from qwen3_embedding.inference.kernel import describe
 from qwen3_embedding.inference.precision import check_precision, from_precision, infer_precision, to_precision
 from qwen3_embedding.inference.runner import Runner, RunSettings, choose_device, choose_dtype, load, show_progress
 from qwen3_embedding.inference.source import Hub, resolve
 from qwen3_embedding.inputs.prompts import check_texts
 from qwen3_embedding.inputs.tokenizer import Encoded, Tokenizer
-from qwen3_embedding.model.attention import attention_for
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.pooling import check_dimensions, normalize
 from qwen3_embedding.model.weights import fingerprint
@@ -31,8 +31,8 @@ WINDOW_TEXTS = 16384
 class Embedder:
     """A Qwen3 embedding model: last-token vectors of the end token, any dimension from 32 up, custom instructions.
 
-    A text gives the same vector alone and in any batch, within the rounding of the type it runs at (1e-5 in float32,
-    1e-2 in int8).
+    A text gives the same vector alone and in any batch, to the last bit on our own CPU kernel or where ``reproducible``
+    is asked for, else within the rounding of the type it runs at (1e-5 in float32, 1e-2 in int8).
     """
 
     def __init__(self, backbone: Backbone, tokenizer: Tokenizer, name: str, folder: Path | None = None) -> None:
@@ -56,6 +56,8 @@ class Embedder:
         parse_special: bool = False,
         max_tokens: int | None = None,
         batch_tokens: int | None = None,
+        kernel: str = "auto",
+        reproducible: bool = False,
     ) -> Embedder:
         """Load a model.
 
@@ -70,6 +72,9 @@ class Embedder:
             parse_special: read special-token strings inside texts as control tokens, as the reference code does.
             max_tokens: a lower length limit than the model's own.
             batch_tokens: tokens of a batch.
+            kernel: ``auto``, ``native`` (our own for CPUs, float32 and int8, compiled on first use) or ``library``
+                (PyTorch's); see :func:`qwen3_embedding.inference.kernel.choose_kernel`.
+            reproducible: a text's result is equal to the last bit alone and in any batch.
 
         Raises:
             ModelNotFoundError: no such model.
@@ -81,7 +86,7 @@ class Embedder:
         folder = resolve(source, revision, offline, hub)
         _check_pooling(folder)
         tokenizer = Tokenizer.from_folder(folder, parse_special)
-        backbone, _ = load(folder, wanted, where)
+        backbone, _ = load(folder, wanted, where, kernel)
         if tokenizer.end_id >= backbone.config.vocab_size:
             raise CheckpointError(
                 f"{folder}: the end token has id {tokenizer.end_id} and the model {backbone.config.vocab_size} rows; "
@@ -90,8 +95,7 @@ class Embedder:
         embedder = cls(backbone, tokenizer, folder.name if Path(source).is_dir() else str(source), folder)
         if max_tokens is not None:
             embedder.max_tokens = _check_max_tokens(max_tokens, embedder.max_tokens)
-        if batch_tokens is not None:
-            embedder.runner.settings = RunSettings(batch_tokens)
+        embedder.runner.settings = RunSettings.for_device(where, batch_tokens, reproducible)
         return embedder
 
     @property
@@ -212,8 +216,7 @@ class Embedder:
         return Encoded([[]] * len(texts), cut), vectors
 
     def __repr__(self) -> str:
-        kernel = attention_for(self.backbone.device, self.backbone.dtype).__name__
-        where = f"{self.backbone.type_name} on {self.backbone.device}, attention={kernel}"
+        where = f"{self.backbone.type_name} on {self.backbone.device}, {describe(self.backbone)}"
         return f"Embedder({self.name!r}, {self.dimensions} dimensions, {where})"
 
 

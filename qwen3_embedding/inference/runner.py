@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from qwen3_embedding.errors import NumericalError
+from qwen3_embedding.inference.kernel import choose_kernel, use_kernel
 from qwen3_embedding.inputs.packing import PackedBatch, pack, plan_batches
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.fp8 import E4M3, check_device, quantize_fp8_
 from qwen3_embedding.model.fused import compile_, fuse_
 from qwen3_embedding.model.graphs import TextGraphs
-from qwen3_embedding.model.quantized import quantize_
 from qwen3_embedding.model.transfer import HostCopy
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.types import FloatArray
@@ -70,15 +70,16 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Backbone, dict[str, Tensor]]:
+def load(
+    folder: Path, dtype: torch.dtype, device: torch.device, kernel: str = "auto"
+) -> tuple[Backbone, dict[str, Tensor]]:
     """A backbone at a type of :data:`DTYPES` and what else its file holds; int8 is made from float32 weights."""
+    library = choose_kernel(kernel, device, dtype)
     if device.type == "cuda":
         backbone, extra = load_backbone(folder, torch.bfloat16 if dtype == E4M3 else dtype, device)
         return (quantize_fp8_ if dtype == E4M3 else fuse_)(backbone), extra
-    if dtype != torch.int8:
-        return load_backbone(folder, dtype, device)
-    backbone, extra = load_backbone(folder, torch.float32, device)
-    return quantize_(backbone), extra
+    backbone, extra = load_backbone(folder, torch.float32 if dtype == torch.int8 else dtype, device)
+    return use_kernel(backbone, library, dtype), extra
 
 
 def batches_ahead(device: torch.device) -> int:
@@ -94,11 +95,17 @@ class RunSettings:
     """Tokens of a batch; a longer text gets a batch of its own."""
     share_prefixes: bool = True
     """Compute common beginnings once. Off only for comparison."""
+    reproducible: bool = False
+    """A text's result is equal to the last bit alone and in any batch. Our own kernel computes so in any case;
+    PyTorch's kernels get one text at a time."""
 
     @classmethod
-    def for_device(cls, device: torch.device) -> RunSettings:
-        """The default budget of a device."""
-        return cls(CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS)
+    def for_device(
+        cls, device: torch.device, batch_tokens: int | None = None, reproducible: bool = False
+    ) -> RunSettings:
+        """The default budget of a device, unless another is given."""
+        default = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+        return cls(default if batch_tokens is None else batch_tokens, reproducible=reproducible)
 
 
 class Runner:
@@ -133,7 +140,11 @@ class Runner:
         self._check_ids(sequences)
         distinct, place, group_of = _distinct(sequences, groups)
         lengths = np.asarray([len(sequence) for sequence in distinct])
-        batches = plan_batches(lengths, self.settings.batch_tokens, _shared_tokens(distinct), group_of)
+        batches: Iterable[list[int]]
+        if self.settings.reproducible and self.backbone.native is None:
+            batches = ([number] for number in range(len(distinct)))
+        else:
+            batches = plan_batches(lengths, self.settings.batch_tokens, _shared_tokens(distinct), group_of)
         rows: FloatArray | None = None
         with show_progress(progress, len(distinct)) as shown, torch.inference_mode():
             for batch, result in self._results(distinct, batches):
@@ -160,9 +171,9 @@ class Runner:
 
     def _start(self, sequences: list[Sequence[int]]) -> HostCopy:
         if self.graphs is not None and len(sequences) == 1 and self.graphs.takes(len(sequences[0])):
-            return HostCopy(self.finish(self.graphs.hidden(sequences[0])))
+            return HostCopy(self._rows(self.graphs.hidden(sequences[0])))
         packed = pack(sequences, share_prefixes=self.settings.share_prefixes)
-        return HostCopy(self.finish(self.backbone(packed)))
+        return HostCopy(self._rows(self.backbone(packed)))
 
     def _finished(
         self, distinct: list[Sequence[int]], batch: list[int], copy: HostCopy
@@ -184,6 +195,11 @@ class Runner:
         compile_(self.backbone)
         self.graphs = TextGraphs(self.backbone) if graphs else None
 
+    def _rows(self, pooled_ND: Tensor) -> Tensor:
+        # PyTorch's element-wise functions may round the rest of a batch otherwise than its full vectors.
+        parts = pooled_ND.split(1) if self.settings.reproducible else (pooled_ND,)  # type: ignore[no-untyped-call]
+        return torch.cat([self.finish(part) for part in parts])
+
     def _wider(self, sequences: list[Sequence[int]]) -> FloatArray:
         """Compute again where half precision overflowed: bfloat16 (fp16 only), then float32."""
         packed: PackedBatch = pack(sequences, share_prefixes=self.settings.share_prefixes)
@@ -191,7 +207,7 @@ class Runner:
         if self.backbone.dtype == torch.float16 and self.backbone.device.type == "cuda":
             wider.insert(0, torch.bfloat16)
         for dtype in wider:
-            result = self.finish(self.backbone(packed, compute_dtype=dtype)).cpu().numpy()
+            result = self._rows(self.backbone(packed, compute_dtype=dtype)).cpu().numpy()
             if np.isfinite(result).all():
                 return result
         raise NumericalError(
