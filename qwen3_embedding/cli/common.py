@@ -13,7 +13,7 @@ import typer
 from qwen3_embedding.errors import DataError
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
-DType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16, int8 (CPU).")]
+DType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16, int8 (CPU), fp8 (Hopper GPU).")]
 Kernel = Annotated[str, typer.Option("--kernel", help="auto, native (our own, CPU), library (PyTorch's).")]
 Reproducible = Annotated[
     bool, typer.Option("--reproducible", help="Equal to the last bit alone and in any batch, whatever the kernel.")
