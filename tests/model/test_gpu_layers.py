@@ -14,7 +14,7 @@ from torch._dynamo.testing import CompileCounter
 
 from qwen3_embedding.inference.runner import Runner, choose_dtype
 from qwen3_embedding.inputs.packing import pack
-from qwen3_embedding.model.attention import AttentionPlan, Run
+from qwen3_embedding.model.attention import AttentionPlan, Block
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.fp8 import E4M3, LARGEST, Fp8Linear, quantize_fp8_, quantize_rows
 from qwen3_embedding.model.fused import FusedLayer, compile_, fuse_
@@ -166,12 +166,12 @@ def test_the_pass_that_is_recorded_ignores_what_fills_it_up(backbone: Backbone, 
 
     def on_cpu(given: Inputs) -> AttentionPlan:
         tokens = int(given.starts[1])
-        runs = [Run(0, 1, tokens, tokens, None)]
+        blocks = [Block(0, 1, tokens, tokens, None)]
         if tokens < given.size:
-            runs.append(Run(tokens, 1, given.size - tokens, given.size - tokens, None))
+            blocks.append(Block(tokens, 1, given.size - tokens, given.size - tokens, None))
         plan = kernel_plan(given)
         return AttentionPlan(
-            tuple(runs), given.size, None, None, plan.query_starts, plan.key_starts, given.size, given.size
+            tuple(blocks), given.size, None, None, plan.query_starts, plan.key_starts, given.size, given.size
         )
 
     for model in (backbone, fuse_(copy.deepcopy(backbone))):
