@@ -53,6 +53,7 @@ constexpr int MR = 6;             // rows that are computed together: MR x NV ac
 constexpr int INNER_BLOCK = 512;  // inner size of an fp32 panel that is transposed at a time: it stays in L2
 constexpr int KEY_BLOCK = 128;
 constexpr int ROW_TASK = 16;
+constexpr int KEPT_ROWS = 8192;  // memory for larger batches is given back after each
 
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
@@ -156,14 +157,15 @@ class Pool {
     body_ = &body;
     count_ = count;
     next_ = 0;
-    busy_ = static_cast<int>(workers_.size());
     ++round_;
     round_.notify_all();
     drain(0);
-    for (int spins = 0; busy_ != 0; ++spins) pause(spins);
+    next_ = CLOSED;  // a worker that wakes up from here on finds nothing, so nobody waits for one that is asleep
+    for (int spins = 0; active_ != 0; ++spins) pause(spins);
   }
 
  private:
+  static constexpr int CLOSED = 1 << 30;
   static void pause(int spins) {
     if (spins > 2000) { std::this_thread::yield(); return; }
 #if defined(__x86_64__)
@@ -182,14 +184,15 @@ class Pool {
       round_.wait(seen);
       seen = round_;
       if (stop_) return;
+      ++active_;
       drain(thread);
-      --busy_;
+      --active_;
     }
   }
   const pid_t process_;
   std::vector<std::thread> workers_;
   std::atomic<unsigned> round_{0};
-  std::atomic<int> next_{0}, busy_{0};
+  std::atomic<int> next_{CLOSED}, active_{0};
   std::atomic<bool> stop_{false};
   int count_ = 0;
   const void* body_ = nullptr;
@@ -209,6 +212,12 @@ class Buffer {
       size_ = count;
     }
     return data_;
+  }
+  T* data() const { return data_; }
+  void release() {
+    std::free(data_);
+    data_ = nullptr;
+    size_ = 0;
   }
   ~Buffer() { std::free(data_); }
 
@@ -496,6 +505,16 @@ class Forward {
     const int widest = std::max({model.hidden, model.inner, model.heads * d_});
     cells_ = reinterpret_cast<Cell*>(w_.cells.get(static_cast<size_t>(chunk) * P::width(widest) * sizeof(Cell)));
     normed_ = w_.normed.get(static_cast<size_t>(w_.pool->threads()) * model.hidden);
+    const size_t queries = static_cast<size_t>(chunk) * (model.heads / model.key_heads), wide = round_up(d_, PANEL);
+    for (Scratch& s : w_.scratch) {  // here, where a lack of memory can be told
+      s.spare.get(static_cast<size_t>(INNER_BLOCK + chunk) * PANEL);
+      s.queries.get(queries * d_);
+      s.sums.get(queries * wide);
+      s.state.get(2 * queries);
+      s.keys.get(static_cast<size_t>(KEY_BLOCK) * d_);
+      s.values.get(KEY_BLOCK * wide);
+      s.scores.get(MR * KEY_BLOCK);
+    }
   }
 
   void run(const float* input, float* output) {
@@ -625,7 +644,7 @@ class Forward {
     });
   }
 
-  float* spare(int thread) { return w_.scratch[thread].spare.get(static_cast<size_t>(INNER_BLOCK + chunk_) * PANEL); }
+  float* spare(int thread) { return w_.scratch[thread].spare.data(); }
 
   template <class Body>
   void run_tasks(Part part, int count, const Body& body) {
@@ -659,12 +678,9 @@ class Forward {
     const int32_t* above = b_.context_rows + b_.context_begins[piece.segment];
     const int first = context + piece.row - start;  // position of the first query
     const float scale = 1.0f / std::sqrt(static_cast<float>(d_));
-    float* queries = s.queries.get(static_cast<size_t>(rows) * d_);
-    float* sums = s.sums.get(static_cast<size_t>(rows) * wide);
-    float* state = s.state.get(2 * static_cast<size_t>(rows));  // largest score so far, sum of exponentials
-    float* keys = s.keys.get(static_cast<size_t>(KEY_BLOCK) * d_);
-    float* values = s.values.get(static_cast<size_t>(KEY_BLOCK) * wide);
-    float* scores = s.scores.get(static_cast<size_t>(MR) * KEY_BLOCK);
+    float *queries = s.queries.data(), *sums = s.sums.data(), *scores = s.scores.data();
+    float *keys = s.keys.data(), *values = s.values.data();
+    float* state = s.state.data();  // of each row: largest score so far, sum of exponentials
     const size_t head = static_cast<size_t>(key_head) * d_;
     for (int row = 0; row < rows; ++row) {
       const float* from = query_ + (piece.place + row / group) * query_pitch_ + (key_head * group + row % group) * d_;
@@ -819,6 +835,8 @@ int q3_forward(const Model* model, const Batch* batch, const float* hidden, floa
     }
     if (model->int8) Forward<Int8>(*model, *batch, workspace, chunk).run(hidden, output);
     else Forward<Float32>(*model, *batch, workspace, chunk).run(hidden, output);
+    if (batch->n_rows > KEPT_ROWS)
+      for (auto* buffer : {&workspace.hidden, &workspace.key, &workspace.value}) buffer->release();
   } catch (const std::bad_alloc&) {
     return 1;
   }
