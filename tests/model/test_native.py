@@ -83,9 +83,9 @@ def backbone_of(config: BackboneConfig, library: Library | None, dtype: torch.dt
     backbone = Backbone(config).initialize(1).requires_grad_(False)
     for number, weight in enumerate(backbone.parameters()):
         if weight.ndim == 1:
-            weight += rows(1, len(weight), seed=number)[0].clamp(-0.5, 0.5)  # norms that are not all one
+            weight.add_(rows(1, len(weight), seed=number)[0].clamp(-0.5, 0.5))  # norms that are not all one
         elif number:
-            weight *= 8  # scores and activations far from zero
+            weight.mul_(8)  # scores and activations far from zero
     return use_kernel(backbone, library, dtype)
 
 

@@ -10,17 +10,19 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include <pthread.h>
 #include <unistd.h>
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -135,7 +137,10 @@ inline vf exp_of(vf x) {
 class Pool {
  public:
   explicit Pool(int threads) : process_(getpid()) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error&) {  // the system gives no more of them: then with those that are there
+    }
   }
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
   bool of_this_process() const { return process_ == getpid(); }
@@ -194,7 +199,7 @@ class Pool {
   std::atomic<unsigned> round_{0};
   std::atomic<int> next_{CLOSED}, active_{0};
   std::atomic<bool> stop_{false};
-  int count_ = 0;
+  std::atomic<int> count_{0};
   const void* body_ = nullptr;
   void (*call_)(const void*, int, int) = nullptr;
 };
@@ -479,9 +484,15 @@ struct Scratch {
 
 enum Part { PRODUCTS, ATTENTION, ROTATION, NORMS, QUANTIZE, PARTS };
 
+double thread_seconds() {  // CPU, not wall: other programs do not count
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return now.tv_sec + 1e-9 * now.tv_nsec;
+}
+
 struct Workspace {
   std::unique_ptr<Pool> pool;
-  double seconds[PARTS] = {};  // on the clock of the calling thread, since q3_seconds asked last
+  double seconds[PARTS] = {};  // of the calling thread, which works like all others, since q3_seconds asked last
   std::vector<Scratch> scratch;
   Buffer<float> hidden, query, key, value, inner, normed, scale, gathered;
   Buffer<uint8_t> cells;
@@ -648,9 +659,9 @@ class Forward {
 
   template <class Body>
   void run_tasks(Part part, int count, const Body& body) {
-    const auto begin = std::chrono::steady_clock::now();
+    const double begin = thread_seconds();
     w_.pool->run(count, body);
-    w_.seconds[part] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    w_.seconds[part] += thread_seconds() - begin;
   }
 
   template <class Body>
@@ -774,8 +785,10 @@ class Forward {
   Cell* cells_;
 };
 
-Workspace workspace;
-std::mutex busy;  // one call at a time: two would only fight for the same cores
+// Never destroyed: workers may outlive main(), and a forked child has none to wait for.
+Workspace& workspace = *new Workspace;
+std::mutex* busy = new std::mutex;  // one call at a time: two would only fight for the same cores
+const int at_fork = pthread_atfork(nullptr, nullptr, [] { busy = new std::mutex; });
 
 }  // namespace
 
@@ -816,22 +829,22 @@ void q3_quantize(const float* x, int rows, int inner, uint8_t* codes, float* sca
     Int8::write_row(x + static_cast<size_t>(row) * inner, inner, codes + static_cast<size_t>(row) * Int8::width(inner), scale + row);
 }
 
-// Seconds by Part since the last call.
+// CPU seconds by Part since the last call.
 void q3_seconds(double* seconds) {
-  const std::lock_guard<std::mutex> lock(busy);
+  const std::lock_guard<std::mutex> lock(*busy);
   std::copy(workspace.seconds, workspace.seconds + PARTS, seconds);
   std::fill(workspace.seconds, workspace.seconds + PARTS, 0.0);
 }
 
 // hidden (T, D) to output (R, D), or (T, D) where no rows are asked for.  0, or 1 where memory is short.
 int q3_forward(const Model* model, const Batch* batch, const float* hidden, float* output, int threads, int chunk) {
-  const std::lock_guard<std::mutex> lock(busy);
+  const std::lock_guard<std::mutex> lock(*busy);
   try {
     // Threads do not live on in a forked child; the pool that thinks they do is left behind.
     if (workspace.pool != nullptr && !workspace.pool->of_this_process()) workspace.pool.release();
     if (workspace.pool == nullptr || workspace.pool->threads() != threads) {
       workspace.pool = std::make_unique<Pool>(threads);
-      workspace.scratch = std::vector<Scratch>(threads);
+      workspace.scratch = std::vector<Scratch>(workspace.pool->threads());
     }
     if (model->int8) Forward<Int8>(*model, *batch, workspace, chunk).run(hidden, output);
     else Forward<Float32>(*model, *batch, workspace, chunk).run(hidden, output);

@@ -118,7 +118,7 @@ class Library:
         return codes, scale
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by part of all calls since this was asked last."""
+        """CPU seconds of the calling thread by part, over all calls since this was asked last."""
         values = (ctypes.c_double * len(PARTS))()
         self._calls.q3_seconds(values)
         return dict(zip(PARTS, values, strict=True))
