@@ -27,9 +27,10 @@ from benchmarks.cases import (
     tokenizer,
 )
 from qwen3_embedding.inference.embedder import Embedder
+from qwen3_embedding.inference.kernel import KERNELS, choose_kernel, describe, use_kernel
 from qwen3_embedding.inference.reranker import Reranker
+from qwen3_embedding.inference.runner import DTYPES
 from qwen3_embedding.inference.speed import Clock, count_tokens, interleave, random_texts
-from qwen3_embedding.model.quantized import quantize_
 from qwen3_embedding.model.scoring import YesNoHead
 
 DOCUMENT_TOKENS = 100
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--shape", default="0.6B")
     parser.add_argument("--layers", type=int, default=None, help="Fewer layers; every layer saves the same share.")
     parser.add_argument("--dtype", choices=("float32", "int8"), default="float32")
+    parser.add_argument("--kernel", choices=KERNELS, default="auto")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=100)
@@ -81,8 +83,8 @@ def main() -> None:
     head = YesNoHead(
         backbone.embed_tokens.weight[words.no_id].clone(), backbone.embed_tokens.weight[words.yes_id].clone()
     )
-    if options.dtype == "int8":
-        quantize_(backbone)
+    dtype = DTYPES[options.dtype]
+    use_kernel(backbone, choose_kernel(options.kernel, backbone.device, dtype), dtype)
     reranker, embedder = Reranker(backbone, head, words, "random"), Embedder(backbone, words, "random")
     query = random_texts(words, [QUERY_TOKENS + 1])[0]
     documents = random_texts(words, [DOCUMENT_TOKENS + 1] * options.documents, seed=1)
@@ -93,6 +95,7 @@ def main() -> None:
             "shape": options.shape,
             "layers": backbone.config.num_hidden_layers,
             "dtype": options.dtype,
+            "kernel": describe(backbone),
             "clock": options.clock,
         },
         "rerank": compare(reranker, lambda: reranker.score(query, documents), options.rounds, options.clock),

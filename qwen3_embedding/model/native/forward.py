@@ -84,10 +84,17 @@ class NativeForward:
             attention, mlp = first.self_attn, first.mlp
             size = attention.head_dim
             self._model = Model(
-                ctypes.cast(self._layers, ctypes.c_void_p), pointer(norm), len(parts), not isinstance(attention.q_proj, nn.Linear),
-                attention.q_proj.in_features, mlp.down_proj.in_features, attention.q_proj.out_features // size,
-                attention.k_proj.out_features // size, size, first.input_layernorm.eps,
-            )  # fmt: skip
+                layers=ctypes.cast(self._layers, ctypes.c_void_p),
+                norm=pointer(norm),
+                n_layers=len(parts),
+                int8=not isinstance(attention.q_proj, nn.Linear),
+                hidden=attention.q_proj.in_features,
+                inner=mlp.down_proj.in_features,
+                heads=attention.q_proj.out_features // size,
+                key_heads=attention.k_proj.out_features // size,
+                head_dim=size,
+                eps=first.input_layernorm.eps,
+            )
             self._made_for = addresses
         return self._model
 

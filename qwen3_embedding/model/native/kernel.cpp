@@ -10,17 +10,19 @@
 
 #include <algorithm>
 #include <atomic>
-#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <ctime>
 #include <memory>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include <pthread.h>
 #include <unistd.h>
 
 #if defined(__AVX512VNNI__) && defined(__AVX512BW__)
@@ -53,6 +55,7 @@ constexpr int MR = 6;             // rows that are computed together: MR x NV ac
 constexpr int INNER_BLOCK = 512;  // inner size of an fp32 panel that is transposed at a time: it stays in L2
 constexpr int KEY_BLOCK = 128;
 constexpr int ROW_TASK = 16;
+constexpr int KEPT_ROWS = 8192;  // memory for larger batches is given back after each
 
 typedef float vf __attribute__((vector_size(W * 4)));
 typedef int32_t vi __attribute__((vector_size(W * 4)));
@@ -134,7 +137,10 @@ inline vf exp_of(vf x) {
 class Pool {
  public:
   explicit Pool(int threads) : process_(getpid()) {
-    for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    try {
+      for (int i = 1; i < threads; ++i) workers_.emplace_back([this, i] { work(i); });
+    } catch (const std::system_error&) {  // the system gives no more of them: then with those that are there
+    }
   }
   int threads() const { return static_cast<int>(workers_.size()) + 1; }
   bool of_this_process() const { return process_ == getpid(); }
@@ -156,14 +162,15 @@ class Pool {
     body_ = &body;
     count_ = count;
     next_ = 0;
-    busy_ = static_cast<int>(workers_.size());
     ++round_;
     round_.notify_all();
     drain(0);
-    for (int spins = 0; busy_ != 0; ++spins) pause(spins);
+    next_ = CLOSED;  // a worker that wakes up from here on finds nothing, so nobody waits for one that is asleep
+    for (int spins = 0; active_ != 0; ++spins) pause(spins);
   }
 
  private:
+  static constexpr int CLOSED = 1 << 30;
   static void pause(int spins) {
     if (spins > 2000) { std::this_thread::yield(); return; }
 #if defined(__x86_64__)
@@ -182,16 +189,17 @@ class Pool {
       round_.wait(seen);
       seen = round_;
       if (stop_) return;
+      ++active_;
       drain(thread);
-      --busy_;
+      --active_;
     }
   }
   const pid_t process_;
   std::vector<std::thread> workers_;
   std::atomic<unsigned> round_{0};
-  std::atomic<int> next_{0}, busy_{0};
+  std::atomic<int> next_{CLOSED}, active_{0};
   std::atomic<bool> stop_{false};
-  int count_ = 0;
+  std::atomic<int> count_{0};
   const void* body_ = nullptr;
   void (*call_)(const void*, int, int) = nullptr;
 };
@@ -209,6 +217,12 @@ class Buffer {
       size_ = count;
     }
     return data_;
+  }
+  T* data() const { return data_; }
+  void release() {
+    std::free(data_);
+    data_ = nullptr;
+    size_ = 0;
   }
   ~Buffer() { std::free(data_); }
 
@@ -470,9 +484,15 @@ struct Scratch {
 
 enum Part { PRODUCTS, ATTENTION, ROTATION, NORMS, QUANTIZE, PARTS };
 
+double thread_seconds() {  // CPU, not wall: other programs do not count
+  timespec now;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return now.tv_sec + 1e-9 * now.tv_nsec;
+}
+
 struct Workspace {
   std::unique_ptr<Pool> pool;
-  double seconds[PARTS] = {};  // on the clock of the calling thread, since q3_seconds asked last
+  double seconds[PARTS] = {};  // of the calling thread, which works like all others, since q3_seconds asked last
   std::vector<Scratch> scratch;
   Buffer<float> hidden, query, key, value, inner, normed, scale, gathered;
   Buffer<uint8_t> cells;
@@ -496,6 +516,16 @@ class Forward {
     const int widest = std::max({model.hidden, model.inner, model.heads * d_});
     cells_ = reinterpret_cast<Cell*>(w_.cells.get(static_cast<size_t>(chunk) * P::width(widest) * sizeof(Cell)));
     normed_ = w_.normed.get(static_cast<size_t>(w_.pool->threads()) * model.hidden);
+    const size_t queries = static_cast<size_t>(chunk) * (model.heads / model.key_heads), wide = round_up(d_, PANEL);
+    for (Scratch& s : w_.scratch) {  // here, where a lack of memory can be told
+      s.spare.get(static_cast<size_t>(INNER_BLOCK + chunk) * PANEL);
+      s.queries.get(queries * d_);
+      s.sums.get(queries * wide);
+      s.state.get(2 * queries);
+      s.keys.get(static_cast<size_t>(KEY_BLOCK) * d_);
+      s.values.get(KEY_BLOCK * wide);
+      s.scores.get(MR * KEY_BLOCK);
+    }
   }
 
   void run(const float* input, float* output) {
@@ -625,13 +655,13 @@ class Forward {
     });
   }
 
-  float* spare(int thread) { return w_.scratch[thread].spare.get(static_cast<size_t>(INNER_BLOCK + chunk_) * PANEL); }
+  float* spare(int thread) { return w_.scratch[thread].spare.data(); }
 
   template <class Body>
   void run_tasks(Part part, int count, const Body& body) {
-    const auto begin = std::chrono::steady_clock::now();
+    const double begin = thread_seconds();
     w_.pool->run(count, body);
-    w_.seconds[part] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    w_.seconds[part] += thread_seconds() - begin;
   }
 
   template <class Body>
@@ -659,12 +689,9 @@ class Forward {
     const int32_t* above = b_.context_rows + b_.context_begins[piece.segment];
     const int first = context + piece.row - start;  // position of the first query
     const float scale = 1.0f / std::sqrt(static_cast<float>(d_));
-    float* queries = s.queries.get(static_cast<size_t>(rows) * d_);
-    float* sums = s.sums.get(static_cast<size_t>(rows) * wide);
-    float* state = s.state.get(2 * static_cast<size_t>(rows));  // largest score so far, sum of exponentials
-    float* keys = s.keys.get(static_cast<size_t>(KEY_BLOCK) * d_);
-    float* values = s.values.get(static_cast<size_t>(KEY_BLOCK) * wide);
-    float* scores = s.scores.get(static_cast<size_t>(MR) * KEY_BLOCK);
+    float *queries = s.queries.data(), *sums = s.sums.data(), *scores = s.scores.data();
+    float *keys = s.keys.data(), *values = s.values.data();
+    float* state = s.state.data();  // of each row: largest score so far, sum of exponentials
     const size_t head = static_cast<size_t>(key_head) * d_;
     for (int row = 0; row < rows; ++row) {
       const float* from = query_ + (piece.place + row / group) * query_pitch_ + (key_head * group + row % group) * d_;
@@ -758,8 +785,10 @@ class Forward {
   Cell* cells_;
 };
 
-Workspace workspace;
-std::mutex busy;  // one call at a time: two would only fight for the same cores
+// Never destroyed: workers may outlive main(), and a forked child has none to wait for.
+Workspace& workspace = *new Workspace;
+std::mutex* busy = new std::mutex;  // one call at a time: two would only fight for the same cores
+const int at_fork = pthread_atfork(nullptr, nullptr, [] { busy = new std::mutex; });
 
 }  // namespace
 
@@ -800,25 +829,27 @@ void q3_quantize(const float* x, int rows, int inner, uint8_t* codes, float* sca
     Int8::write_row(x + static_cast<size_t>(row) * inner, inner, codes + static_cast<size_t>(row) * Int8::width(inner), scale + row);
 }
 
-// Seconds by Part since the last call.
+// CPU seconds by Part since the last call.
 void q3_seconds(double* seconds) {
-  const std::lock_guard<std::mutex> lock(busy);
+  const std::lock_guard<std::mutex> lock(*busy);
   std::copy(workspace.seconds, workspace.seconds + PARTS, seconds);
   std::fill(workspace.seconds, workspace.seconds + PARTS, 0.0);
 }
 
 // hidden (T, D) to output (R, D), or (T, D) where no rows are asked for.  0, or 1 where memory is short.
 int q3_forward(const Model* model, const Batch* batch, const float* hidden, float* output, int threads, int chunk) {
-  const std::lock_guard<std::mutex> lock(busy);
+  const std::lock_guard<std::mutex> lock(*busy);
   try {
     // Threads do not live on in a forked child; the pool that thinks they do is left behind.
     if (workspace.pool != nullptr && !workspace.pool->of_this_process()) workspace.pool.release();
     if (workspace.pool == nullptr || workspace.pool->threads() != threads) {
       workspace.pool = std::make_unique<Pool>(threads);
-      workspace.scratch = std::vector<Scratch>(threads);
+      workspace.scratch = std::vector<Scratch>(workspace.pool->threads());
     }
     if (model->int8) Forward<Int8>(*model, *batch, workspace, chunk).run(hidden, output);
     else Forward<Float32>(*model, *batch, workspace, chunk).run(hidden, output);
+    if (batch->n_rows > KEPT_ROWS)
+      for (auto* buffer : {&workspace.hidden, &workspace.key, &workspace.value}) buffer->release();
   } catch (const std::bad_alloc&) {
     return 1;
   }

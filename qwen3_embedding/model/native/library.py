@@ -2,8 +2,8 @@
 
 The source lies in the package.  On first use the system's C++ compiler makes it for the CPU at hand, in the user's
 cache (``~/.cache/qwen3-embedding/native``), under a name of the source, the flags, the compiler and the CPU.  It is
-written beside and renamed, so processes that build at the same time do no harm.  Where that cannot be, :func:`native`
-says why and the caller takes PyTorch's kernels.
+written beside and renamed; of processes that start at the same time one builds and the others wait.  Where that cannot
+be, :func:`native` says why and the caller takes PyTorch's kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -118,7 +119,7 @@ class Library:
         return codes, scale
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by part of all calls since this was asked last."""
+        """CPU seconds of the calling thread by part, over all calls since this was asked last."""
         values = (ctypes.c_double * len(PARTS))()
         self._calls.q3_seconds(values)
         return dict(zip(PARTS, values, strict=True))
@@ -194,19 +195,37 @@ def build(folder: Path, machine: Sequence[str] | None = None) -> Path:
     if target.exists():
         return target
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone(folder):
+        if not target.exists():
+            _compile([compiler, *options, str(SOURCE)], target)
+    return target
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process compiles, the others wait for what it makes; where files cannot be locked, each makes its own."""
+    import fcntl  # not on Windows
+
+    with (folder / "lock").open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _compile(command: list[str], target: Path) -> None:
     logger.warning("compiling the native kernel for this CPU, once (about ten seconds): %s", target)
-    with tempfile.TemporaryDirectory(dir=folder) as beside:
+    with tempfile.TemporaryDirectory(dir=target.parent) as beside:
         made = Path(beside) / target.name
-        command = [compiler, *options, str(SOURCE), "-o", str(made)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_SECONDS, check=False)
+            done = subprocess.run(
+                [*command, "-o", str(made)], capture_output=True, text=True, timeout=BUILD_SECONDS, check=False
+            )
         except subprocess.TimeoutExpired:
-            raise NativeUnavailableError(f"{compiler} did not finish in {BUILD_SECONDS} s") from None
+            raise NativeUnavailableError(f"{command[0]} did not finish in {BUILD_SECONDS} s") from None
         if done.returncode:
             said = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:300])
-            raise NativeUnavailableError(f"{compiler} failed: {said}")
+            raise NativeUnavailableError(f"{command[0]} failed: {said}")
         made.rename(target)
-    return target
 
 
 def _machine_options() -> list[str]:
