@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,11 +24,20 @@ from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.native import forward
 from qwen3_embedding.model.native.forward import NativeForward
-from qwen3_embedding.model.native.library import Library, Matrix, NativeUnavailableError, build, cache_folder, pointer
+from qwen3_embedding.model.native.library import (
+    COMPILERS,
+    Library,
+    Matrix,
+    NativeUnavailableError,
+    build,
+    cache_folder,
+    pointer,
+)
 from qwen3_embedding.model.quantized import native_engine, quantize_, quantize_rows
 from qwen3_embedding.model.rope import rotation
 
 CPU = torch.device("cpu")
+needs_compiler = pytest.mark.skipif(not any(map(shutil.which, COMPILERS)), reason="no C++ compiler")
 SETS = {
     "this machine": None,
     "avx-vnni": ["-mavx2", "-mfma", "-mavxvnni", "-O1"],
@@ -265,12 +275,14 @@ def test_a_machine_without_a_compiler_says_so_and_runs(tmp_path: Path) -> None:
     assert "no C++ compiler" in refused.stderr
 
 
+@needs_compiler
 def test_a_compiler_that_fails_is_quoted(tmp_path: Path) -> None:
     with pytest.raises(NativeUnavailableError, match=r"failed: .*-mno-such-thing"):
         build(tmp_path, ["-mno-such-thing"])
     assert not list(tmp_path.glob("*.so"))
 
 
+@needs_compiler
 def test_processes_that_build_at_once_do_no_harm(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from qwen3_embedding.model.native.library import Library, build; "
