@@ -1,4 +1,4 @@
-"""Whole layers at an exact published width, every row computed: ours in float32 and int8 beside transformers.
+"""Whole layers at an exact published width, every row computed: by PyTorch, by our kernel, and by transformers.
 
 Small and quick (a small vocabulary, two layers), for comparing arithmetic, not loading, sorting or padding.
 
@@ -10,17 +10,20 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
 
 from benchmarks.cases import machine, random_backbone, save, shape
+from qwen3_embedding.inference.kernel import choose_kernel, use_kernel
 from qwen3_embedding.inference.speed import gemm_rate, interleave, matrix_operations, operators_by_part
 from qwen3_embedding.inputs.packing import pack
 from qwen3_embedding.model.config import config_json
-from qwen3_embedding.model.quantized import quantize_
 
 
 def main() -> None:
@@ -33,26 +36,34 @@ def main() -> None:
     options = parser.parse_args()
     config = replace(shape(options.shape, options.layers), vocab_size=2000)
     backbone = random_backbone(config)
-    small = quantize_(copy.deepcopy(backbone))
+    native = choose_kernel("native", torch.device("cpu"), torch.float32)
+    ours = {"PyTorch float32": backbone, "PyTorch int8": use_kernel(copy.deepcopy(backbone), None, torch.int8)}
+    for name, dtype in (("native float32", torch.float32), ("native int8", torch.int8)):
+        ours[name] = use_kernel(copy.deepcopy(backbone), native, dtype)
     with torch.device("meta"):
         reference = transformers.Qwen3Model(transformers.Qwen3Config(**config_json(config, 1)))
+    assert native is not None
     reference.load_state_dict(backbone.state_dict(), assign=True)
     reference.rotary_emb = type(reference.rotary_emb)(reference.config)
     reference.eval()
     rng = np.random.default_rng(0)
     sequences = [rng.integers(0, 2000, length).tolist() for length in options.lengths]
     batch, tokens = pack(sequences), sum(options.lengths)
-    runs = {
-        "ours float32": lambda: backbone.hidden_states(batch),
-        "ours int8": lambda: small.hidden_states(batch),
+    runs: dict[str, Callable[[], Any]] = {
+        **{name: partial(model.hidden_states, batch) for name, model in ours.items()},
         "transformers float32, one by one": lambda: [
             reference(input_ids=torch.tensor([ids]), use_cache=False).last_hidden_state for ids in sequences
         ],
     }
     with torch.inference_mode():
         timings = interleave(runs, options.rounds, clock=options.clock)
-        parts = {name: operators_by_part(runs[name]) for name in ("ours float32", "ours int8")}
-        cosines = torch.nn.functional.cosine_similarity(runs["ours float32"](), runs["ours int8"]())
+        parts = {name: operators_by_part(runs[name], model) for name, model in ours.items()}
+        exact = runs["PyTorch float32"]()
+        cosines = {
+            name: float(torch.nn.functional.cosine_similarity(exact, runs[name]()).min())
+            for name in ours
+            if "int8" in name
+        }
     rates = {int8: gemm_rate(int8, clock=options.clock) for int8 in (False, True)}
     operations = matrix_operations(config) * tokens
     engines = {
@@ -68,10 +79,17 @@ def main() -> None:
         **{"shape": options.shape, "layers": options.layers, "lengths": options.lengths, "clock": options.clock},
         "gemm_gops": {"float32": rates[False] / 1e9, "int8": rates[True] / 1e9},
         "engines": engines,
-        "lowest_cosine_int8": float(cosines.min()),
+        "kernel": native.isa,
+        "lowest_cosine_int8": cosines,
         "parts": parts,
         **machine(),
     }
+    slow = timings["transformers float32, one by one"].median
+    for name, engine in engines.items():
+        times = f"{slow / timings[name].median:.2f} x transformers"
+        print(
+            f"{name:34} {engine['ms_per_layer']:8.2f} ms a layer  {engine['share_of_gemm']:7.1%} of the rate  {times}"
+        )
     print(json.dumps(result))
     save("layers", result)
 

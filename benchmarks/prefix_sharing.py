@@ -16,14 +16,24 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cases import machine, random_backbone, save, shape, tokenizer
+from benchmarks.cases import (
+    INSTRUCTION_TOKENS,
+    QUERY_TOKENS,
+    machine,
+    random_backbone,
+    save,
+    shape,
+    task_of,
+    tokenizer,
+)
 from qwen3_embedding.inference.embedder import Embedder
+from qwen3_embedding.inference.kernel import KERNELS, choose_kernel, describe, use_kernel
 from qwen3_embedding.inference.reranker import Reranker
+from qwen3_embedding.inference.runner import DTYPES
 from qwen3_embedding.inference.speed import Clock, count_tokens, interleave, random_texts
-from qwen3_embedding.model.quantized import quantize_
 from qwen3_embedding.model.scoring import YesNoHead
 
-INSTRUCTION_TOKENS, QUERY_TOKENS, DOCUMENT_TOKENS = 24, 12, 100
+DOCUMENT_TOKENS = 100
 
 
 def compare(
@@ -41,7 +51,11 @@ def compare(
 
     shared, separate = with_settings(on), with_settings(off)
     outputs: list[np.ndarray] = []
-    tokens = [count_tokens(model.backbone, lambda work=work: outputs.append(work())) for work in (shared, separate)]
+
+    def kept(work: Callable[[], np.ndarray]) -> Callable[[], object]:
+        return lambda: outputs.append(work())
+
+    tokens = [count_tokens(model.backbone, kept(work)) for work in (shared, separate)]
     timings = interleave({"shared": shared, "separate": separate}, rounds, warm_up=False, clock=clock)
     return {
         "tokens_shared": tokens[0],
@@ -59,6 +73,7 @@ def main() -> None:
     parser.add_argument("--shape", default="0.6B")
     parser.add_argument("--layers", type=int, default=None, help="Fewer layers; every layer saves the same share.")
     parser.add_argument("--dtype", choices=("float32", "int8"), default="float32")
+    parser.add_argument("--kernel", choices=KERNELS, default="auto")
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--documents", type=int, default=100)
@@ -68,20 +83,19 @@ def main() -> None:
     head = YesNoHead(
         backbone.embed_tokens.weight[words.no_id].clone(), backbone.embed_tokens.weight[words.yes_id].clone()
     )
-    if options.dtype == "int8":
-        quantize_(backbone)
+    dtype = DTYPES[options.dtype]
+    use_kernel(backbone, choose_kernel(options.kernel, backbone.device, dtype), dtype)
     reranker, embedder = Reranker(backbone, head, words, "random"), Embedder(backbone, words, "random")
     query = random_texts(words, [QUERY_TOKENS + 1])[0]
     documents = random_texts(words, [DOCUMENT_TOKENS + 1] * options.documents, seed=1)
     queries = random_texts(words, [QUERY_TOKENS + 1] * options.queries, seed=2)
-    # "Instruct:", the task, a line break and "Query:" take the instruction's tokens together.
-    frame = len(words.encode_queries([""], " a").ids[0]) - 2
-    task = random_texts(words, [INSTRUCTION_TOKENS - frame + 1], seed=3)[0].strip()
+    task = task_of(words, INSTRUCTION_TOKENS)
     result = {
         **{
             "shape": options.shape,
             "layers": backbone.config.num_hidden_layers,
             "dtype": options.dtype,
+            "kernel": describe(backbone),
             "clock": options.clock,
         },
         "rerank": compare(reranker, lambda: reranker.score(query, documents), options.rounds, options.clock),

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qwen3_embedding.cli.common import Device, DType, HubName, Json, Offline, Quiet, hub, print_table
+from qwen3_embedding.cli.common import Device, DType, HubName, Json, Kernel, Offline, Quiet, hub, print_table
 
 
 def command(
@@ -33,6 +33,7 @@ def command(
     dtype: DType = "auto",
     hub_name: HubName = "huggingface",
     offline: Offline = False,
+    kernel: Kernel = "auto",
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -54,7 +55,7 @@ def command(
     from qwen3_embedding.inference.embedder import Embedder
     from qwen3_embedding.inference.speed import measure, mixed_lengths, random_texts, time_by_part
 
-    embedder = Embedder.from_pretrained(model, device, dtype, offline=offline, hub=hub(hub_name))
+    embedder = Embedder.from_pretrained(model, device, dtype, offline=offline, hub=hub(hub_name), kernel=kernel)
     speed = measure(embedder, texts, tokens, rounds)
     parts = {}
     if profile:

@@ -13,7 +13,11 @@ import typer
 from qwen3_embedding.errors import DataError
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")]
-DType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16, int8 (CPU).")]
+DType = Annotated[str, typer.Option("--dtype", help="auto, float32, bfloat16, float16, int8 (CPU), fp8 (Hopper GPU).")]
+Kernel = Annotated[str, typer.Option("--kernel", help="auto, native (our own, CPU), library (PyTorch's).")]
+Reproducible = Annotated[
+    bool, typer.Option("--reproducible", help="Equal to the last bit alone and in any batch, whatever the kernel.")
+]
 Offline = Annotated[bool, typer.Option("--offline", help="Use no network: hub models from the local cache only.")]
 HubName = Annotated[str, typer.Option("--hub", help="Where hub ids live: huggingface or modelscope.")]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
@@ -63,12 +67,14 @@ def hub(name: str) -> Any:
     return name
 
 
-def print_table(rows: list[tuple[str, ...]], headers: tuple[str, ...], title: str = "") -> None:
-    """Print a table for people on stdout."""
+def print_table(
+    rows: list[tuple[str, ...]], headers: tuple[str, ...], title: str = "", width: int | None = None
+) -> None:
+    """Print a table for people on stdout, as wide as the terminal (80 where there is none) or as asked for."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(*headers, title=title or None)
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    Console(width=width).print(table)

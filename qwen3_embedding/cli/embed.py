@@ -9,7 +9,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from qwen3_embedding.cli.common import Device, DType, HubName, Offline, Quiet, Revision, hub, read_lines
+from qwen3_embedding.cli.common import (
+    Device,
+    DType,
+    HubName,
+    Kernel,
+    Offline,
+    Quiet,
+    Reproducible,
+    Revision,
+    hub,
+    read_lines,
+)
 from qwen3_embedding.types import Precision
 
 
@@ -32,6 +43,8 @@ def command(
     revision: Revision = None,
     hub_name: HubName = "huggingface",
     offline: Offline = False,
+    kernel: Kernel = "auto",
+    reproducible: Reproducible = False,
     quiet: Quiet = False,
 ) -> None:
     """Embed texts into unit vectors."""
@@ -40,7 +53,9 @@ def command(
     from qwen3_embedding.inference.embedder import Embedder
 
     texts = read_lines(file)
-    embedder = Embedder.from_pretrained(model, device, dtype, revision, offline=offline, hub=hub(hub_name))
+    embedder = Embedder.from_pretrained(
+        model, device, dtype, revision, offline=offline, hub=hub(hub_name), kernel=kernel, reproducible=reproducible
+    )
     wanted: Precision = precision  # type: ignore[assignment]
     progress = not quiet and sys.stderr.isatty()
     if query or instruction is not None:

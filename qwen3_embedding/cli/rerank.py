@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from qwen3_embedding.cli.common import Device, DType, HubName, Offline, Revision, hub, read_lines
+from qwen3_embedding.cli.common import Device, DType, HubName, Kernel, Offline, Reproducible, Revision, hub, read_lines
 
 
 def command(
@@ -26,12 +26,16 @@ def command(
     revision: Revision = None,
     hub_name: HubName = "huggingface",
     offline: Offline = False,
+    kernel: Kernel = "auto",
+    reproducible: Reproducible = False,
 ) -> None:
     """Rank documents by how well they answer a query; scores are probabilities of "yes"."""
     from qwen3_embedding.inference.reranker import Reranker
 
     documents = read_lines(file)
-    reranker = Reranker.from_pretrained(model, device, dtype, revision, offline=offline, hub=hub(hub_name))
+    reranker = Reranker.from_pretrained(
+        model, device, dtype, revision, offline=offline, hub=hub(hub_name), kernel=kernel, reproducible=reproducible
+    )
     hits = reranker.rank(query, documents, top_k, instruction)
     rows = [{"index": int(hit.id), "score": round(hit.score, 6), "text": hit.text} for hit in hits]
     if format == "json":

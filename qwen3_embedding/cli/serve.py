@@ -27,7 +27,11 @@ def command(
         Path | None, typer.Option(help="File with one such key a line; # begins a comment.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16, int8 (CPU).")] = "auto",
+    kernel: Annotated[str, typer.Option(help="auto, native (our own, CPU), library (PyTorch's).")] = "auto",
+    reproducible: Annotated[
+        bool, typer.Option("--reproducible", help="Equal to the last bit alone and in any batch, whatever the kernel.")
+    ] = False,
     truncation: Annotated[
         str | None,
         typer.Option(help="For texts beyond the context, in every dialect: error or end. Default: the dialect's."),
@@ -82,13 +86,25 @@ def command(
     embedders = load_models(
         embedder or [],
         lambda source: Embedder.from_pretrained(
-            source, device, dtype, max_tokens=max_tokens, batch_tokens=max_batch_tokens
+            source,
+            device,
+            dtype,
+            max_tokens=max_tokens,
+            batch_tokens=max_batch_tokens,
+            kernel=kernel,
+            reproducible=reproducible,
         ),
     )
     rerankers = load_models(
         reranker or [],
         lambda source: Reranker.from_pretrained(
-            source, device, dtype, max_tokens=max_tokens, batch_tokens=max_batch_tokens
+            source,
+            device,
+            dtype,
+            max_tokens=max_tokens,
+            batch_tokens=max_batch_tokens,
+            kernel=kernel,
+            reproducible=reproducible,
         ),
     )
     server = Server(embedders, rerankers, settings)

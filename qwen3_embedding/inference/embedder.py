@@ -4,30 +4,35 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
 
 from qwen3_embedding.errors import CheckpointError, TruncationWarning
+from qwen3_embedding.inference.kernel import describe
 from qwen3_embedding.inference.precision import check_precision, from_precision, infer_precision, to_precision
-from qwen3_embedding.inference.runner import Runner, RunSettings, choose_device, choose_dtype, load
+from qwen3_embedding.inference.runner import Runner, RunSettings, choose_device, choose_dtype, load, show_progress
 from qwen3_embedding.inference.source import Hub, resolve
+from qwen3_embedding.inputs.prompts import check_texts
 from qwen3_embedding.inputs.tokenizer import Encoded, Tokenizer
-from qwen3_embedding.model.attention import attention_for
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.pooling import check_dimensions, normalize
 from qwen3_embedding.model.weights import fingerprint
 from qwen3_embedding.types import FloatArray, Precision, Vectors
 
+WINDOW_TEXTS = 16384
+"""Texts that are sorted by length and computed together; the next as many are tokenised meanwhile."""
+
 
 class Embedder:
     """A Qwen3 embedding model: last-token vectors of the end token, any dimension from 32 up, custom instructions.
 
-    A text gives the same vector alone and in any batch, within the rounding of the type it runs at (1e-5 in float32,
-    1e-2 in int8).
+    A text gives the same vector alone and in any batch, to the last bit on our own CPU kernel or where ``reproducible``
+    is asked for, else within the rounding of the type it runs at (1e-5 in float32, 1e-2 in int8).
     """
 
     def __init__(self, backbone: Backbone, tokenizer: Tokenizer, name: str, folder: Path | None = None) -> None:
@@ -51,6 +56,8 @@ class Embedder:
         parse_special: bool = False,
         max_tokens: int | None = None,
         batch_tokens: int | None = None,
+        kernel: str = "auto",
+        reproducible: bool = False,
     ) -> Embedder:
         """Load a model.
 
@@ -65,6 +72,9 @@ class Embedder:
             parse_special: read special-token strings inside texts as control tokens, as the reference code does.
             max_tokens: a lower length limit than the model's own.
             batch_tokens: tokens of a batch.
+            kernel: ``auto``, ``native`` (our own for CPUs, float32 and int8, compiled on first use) or ``library``
+                (PyTorch's); see :func:`qwen3_embedding.inference.kernel.choose_kernel`.
+            reproducible: a text's result is equal to the last bit alone and in any batch.
 
         Raises:
             ModelNotFoundError: no such model.
@@ -76,7 +86,7 @@ class Embedder:
         folder = resolve(source, revision, offline, hub)
         _check_pooling(folder)
         tokenizer = Tokenizer.from_folder(folder, parse_special)
-        backbone, _ = load(folder, wanted, where)
+        backbone, _ = load(folder, wanted, where, kernel)
         if tokenizer.end_id >= backbone.config.vocab_size:
             raise CheckpointError(
                 f"{folder}: the end token has id {tokenizer.end_id} and the model {backbone.config.vocab_size} rows; "
@@ -85,8 +95,7 @@ class Embedder:
         embedder = cls(backbone, tokenizer, folder.name if Path(source).is_dir() else str(source), folder)
         if max_tokens is not None:
             embedder.max_tokens = _check_max_tokens(max_tokens, embedder.max_tokens)
-        if batch_tokens is not None:
-            embedder.runner.settings = RunSettings(batch_tokens)
+        embedder.runner.settings = RunSettings.for_device(where, batch_tokens, reproducible)
         return embedder
 
     @property
@@ -126,8 +135,8 @@ class Embedder:
             ValueError: text that is not valid Unicode, or a dimension or precision that does not exist.
             NumericalError: the model gives values that are not finite.
         """
-        encoded = self.tokenizer.encode_queries(texts, instruction, self.max_tokens)
-        return self._embed(encoded, dimensions, precision, "queries" if progress else None)
+        tokenize = partial(self.tokenizer.encode_queries, instruction=instruction, max_tokens=self.max_tokens)
+        return self._embed(texts, tokenize, dimensions, precision, "queries" if progress else None)
 
     def embed_documents(
         self,
@@ -137,8 +146,8 @@ class Embedder:
         progress: bool = False,
     ) -> Vectors:
         """Vectors of documents: the bare text and the end token. Otherwise as :meth:`embed_queries`."""
-        encoded = self.tokenizer.encode_documents(texts, self.max_tokens)
-        return self._embed(encoded, dimensions, precision, "documents" if progress else None)
+        tokenize = partial(self.tokenizer.encode_documents, max_tokens=self.max_tokens)
+        return self._embed(texts, tokenize, dimensions, precision, "documents" if progress else None)
 
     def embed_tokens(self, sequences: Sequence[Sequence[int]], progress: str | None = None) -> FloatArray:
         """(N, D) unit vectors of token sequences that end in the end token: what queues and bulk encoders call.
@@ -150,6 +159,17 @@ class Embedder:
             return np.empty((0, self.dimensions), dtype=np.float32)
         return self.runner.run(sequences, progress=progress)
 
+    def compile(self, graphs: bool = True) -> None:
+        """Compile the model's layers for this GPU: the first batches take up to a minute, the others less time.
+
+        Args:
+            graphs: also record the pass of a single short text as a CUDA graph, for latency.
+
+        Raises:
+            ValueError: the model is not on a GPU.
+        """
+        self.runner.compile(graphs)
+
     def similarity(
         self, query_vectors: Vectors, document_vectors: Vectors, precision: Precision | None = None
     ) -> FloatArray:
@@ -158,16 +178,45 @@ class Embedder:
         queries, documents = from_precision(query_vectors, kind), from_precision(document_vectors, kind)
         return (queries @ documents.T).astype(np.float32)
 
-    def _embed(self, encoded: Encoded, dimensions: int | None, precision: Precision, progress: str | None) -> Vectors:
+    def _embed(
+        self,
+        texts: Sequence[str],
+        tokenize: Callable[[Sequence[str]], Encoded],
+        dimensions: int | None,
+        precision: Precision,
+        progress: str | None,
+    ) -> Vectors:
         wanted = check_dimensions(dimensions, self.dimensions)
         check_precision(precision, wanted)
+        encoded, vectors = self._overlapped(check_texts(texts), tokenize, progress)
         warn_if_cut(encoded, self.max_tokens)
-        vectors = cut_dimensions(self.embed_tokens(encoded.ids, progress), wanted)
-        return to_precision(vectors, precision)
+        return to_precision(cut_dimensions(vectors, wanted), precision)
+
+    def _overlapped(
+        self, texts: list[str], tokenize: Callable[[Sequence[str]], Encoded], progress: str | None
+    ) -> tuple[Encoded, FloatArray]:
+        """Vectors window by window: the next window is tokenised by another thread while this one is computed.
+
+        All tokens are counted for the warning; only two windows of them are held.
+        """
+        windows = [texts[start : start + WINDOW_TEXTS] for start in range(0, len(texts), WINDOW_TEXTS)] or [[]]
+        if len(windows) == 1:
+            encoded = tokenize(windows[0])
+            return encoded, self.embed_tokens(encoded.ids, progress)
+        vectors, cut = np.empty((len(texts), self.dimensions), dtype=np.float32), list[int]()
+        with ThreadPoolExecutor(1) as thread, show_progress(progress, len(texts)) as advance:
+            coming = thread.submit(tokenize, windows[0])
+            for number in range(len(windows)):
+                encoded = coming.result()
+                if number + 1 < len(windows):
+                    coming = thread.submit(tokenize, windows[number + 1])
+                done = number * WINDOW_TEXTS
+                vectors[done : done + len(encoded.ids)] = self.runner.run(encoded.ids, advance=advance)
+                cut += encoded.cut_tokens
+        return Encoded([[]] * len(texts), cut), vectors
 
     def __repr__(self) -> str:
-        kernel = attention_for(self.backbone.device, self.backbone.dtype).__name__
-        where = f"{self.backbone.type_name} on {self.backbone.device}, attention={kernel}"
+        where = f"{self.backbone.type_name} on {self.backbone.device}, {describe(self.backbone)}"
         return f"Embedder({self.name!r}, {self.dimensions} dimensions, {where})"
 
 

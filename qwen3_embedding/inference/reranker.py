@@ -12,11 +12,11 @@ from torch import Tensor
 
 from qwen3_embedding.errors import CheckpointError
 from qwen3_embedding.inference.embedder import warn_if_cut
+from qwen3_embedding.inference.kernel import describe
 from qwen3_embedding.inference.runner import Runner, RunSettings, choose_device, choose_dtype, load
 from qwen3_embedding.inference.source import Hub, resolve
 from qwen3_embedding.inputs.prompts import check_text, check_texts
 from qwen3_embedding.inputs.tokenizer import Tokenizer
-from qwen3_embedding.model.attention import attention_for
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.scoring import YesNoHead
 from qwen3_embedding.model.weights import fingerprint, yes_no_head
@@ -57,13 +57,15 @@ class Reranker:
         parse_special: bool = False,
         max_tokens: int | None = None,
         batch_tokens: int | None = None,
+        kernel: str = "auto",
+        reproducible: bool = False,
     ) -> Reranker:
         """Load a model; the arguments and errors are those of :meth:`Embedder.from_pretrained`."""
         where = choose_device(device)
         wanted = choose_dtype(dtype, where)
         folder = resolve(source, revision, offline, hub)
         tokenizer = Tokenizer.from_folder(folder, parse_special)
-        backbone, extra = load(folder, wanted, where)
+        backbone, extra = load(folder, wanted, where, kernel)
         last = max(*tokenizer.reranker_prefix_ids, *tokenizer.reranker_suffix_ids)
         if last >= backbone.config.vocab_size:
             raise CheckpointError(
@@ -77,8 +79,7 @@ class Reranker:
             if not 64 <= max_tokens <= context:
                 raise ValueError(f"max_tokens={max_tokens}; this model takes 64 to {context}")
             reranker.max_tokens = max_tokens
-        if batch_tokens is not None:
-            reranker.runner.settings = RunSettings(batch_tokens)
+        reranker.runner.settings = RunSettings.for_device(where, batch_tokens, reproducible)
         return reranker
 
     @cached_property
@@ -131,6 +132,10 @@ class Reranker:
             return np.empty(0, dtype=np.float32)
         return self.runner.run(sequences, groups, progress)
 
+    def compile(self, graphs: bool = True) -> None:
+        """Compile the model's layers for this GPU; see :meth:`Embedder.compile`."""
+        self.runner.compile(graphs)
+
     def rank(
         self, query: str, documents: Sequence[str], top_k: int | None = None, instruction: str | None = None
     ) -> list[Hit]:
@@ -146,5 +151,5 @@ class Reranker:
         return torch.sigmoid(self.head(pooled_ND))
 
     def __repr__(self) -> str:
-        kernel = attention_for(self.backbone.device, self.backbone.dtype).__name__
-        return f"Reranker({self.name!r}, {self.backbone.type_name} on {self.backbone.device}, attention={kernel})"
+        where = f"{self.backbone.type_name} on {self.backbone.device}, {describe(self.backbone)}"
+        return f"Reranker({self.name!r}, {where})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,18 +14,23 @@ import torch
 from torch import Tensor
 
 from qwen3_embedding.errors import NumericalError
+from qwen3_embedding.inference.kernel import choose_kernel, use_kernel
 from qwen3_embedding.inputs.packing import PackedBatch, pack, plan_batches
 from qwen3_embedding.model.backbone import Backbone
-from qwen3_embedding.model.quantized import quantize_
+from qwen3_embedding.model.fp8 import E4M3, check_device, quantize_fp8_
+from qwen3_embedding.model.fused import compile_, fuse_
+from qwen3_embedding.model.graphs import TextGraphs
+from qwen3_embedding.model.transfer import HostCopy
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.types import FloatArray
 
-DTypeName = Literal["auto", "float32", "bfloat16", "float16", "int8"]
+DTypeName = Literal["auto", "float32", "bfloat16", "float16", "int8", "fp8"]
 DTYPES: dict[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
     "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
 }
 
 CPU_BATCH_TOKENS, GPU_BATCH_TOKENS = 2048, 65536
@@ -51,7 +57,7 @@ def choose_device(device: str | torch.device) -> torch.device:
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """``auto`` is bfloat16 on GPU and float32 on CPU (bf16 products are slower than fp32 on most CPUs).
 
-    int8, weights and activations, is for CPUs and never chosen by itself: it changes the vectors a little.
+    int8 (CPU) and fp8 (GPU), weights and activations, are never chosen by themselves: they change the vectors a little.
     """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -59,15 +65,26 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         raise ValueError(f"dtype={dtype!r}; wanted auto, {', '.join(DTYPES)}")
     if dtype == "int8" and device.type != "cpu":
         raise ValueError(f"dtype='int8' runs on the CPU and the device is {device}; use bfloat16, or device='cpu'")
+    if dtype == "fp8":
+        check_device(device)
     return DTYPES[dtype]
 
 
-def load(folder: Path, dtype: torch.dtype, device: torch.device) -> tuple[Backbone, dict[str, Tensor]]:
+def load(
+    folder: Path, dtype: torch.dtype, device: torch.device, kernel: str = "auto"
+) -> tuple[Backbone, dict[str, Tensor]]:
     """A backbone at a type of :data:`DTYPES` and what else its file holds; int8 is made from float32 weights."""
-    if dtype != torch.int8:
-        return load_backbone(folder, dtype, device)
-    backbone, extra = load_backbone(folder, torch.float32, device)
-    return quantize_(backbone), extra
+    library = choose_kernel(kernel, device, dtype)
+    if device.type == "cuda":
+        backbone, extra = load_backbone(folder, torch.bfloat16 if dtype == E4M3 else dtype, device)
+        return (quantize_fp8_ if dtype == E4M3 else fuse_)(backbone), extra
+    backbone, extra = load_backbone(folder, torch.float32 if dtype == torch.int8 else dtype, device)
+    return use_kernel(backbone, library, dtype), extra
+
+
+def batches_ahead(device: torch.device) -> int:
+    """Batches that a GPU has queued while the host packs another; a CPU does one thing after the other."""
+    return 2 if device.type == "cuda" else 0
 
 
 @dataclass(frozen=True)
@@ -78,11 +95,17 @@ class RunSettings:
     """Tokens of a batch; a longer text gets a batch of its own."""
     share_prefixes: bool = True
     """Compute common beginnings once. Off only for comparison."""
+    reproducible: bool = False
+    """A text's result is equal to the last bit alone and in any batch. Our own kernel computes so in any case;
+    PyTorch's kernels get one text at a time."""
 
     @classmethod
-    def for_device(cls, device: torch.device) -> RunSettings:
-        """The default budget of a device."""
-        return cls(CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS)
+    def for_device(
+        cls, device: torch.device, batch_tokens: int | None = None, reproducible: bool = False
+    ) -> RunSettings:
+        """The default budget of a device, unless another is given."""
+        default = CPU_BATCH_TOKENS if device.type == "cpu" else GPU_BATCH_TOKENS
+        return cls(default if batch_tokens is None else batch_tokens, reproducible=reproducible)
 
 
 class Runner:
@@ -92,12 +115,14 @@ class Runner:
         self.backbone = backbone
         self.finish = finish
         self.settings = settings or RunSettings.for_device(backbone.device)
+        self.graphs: TextGraphs | None = None
 
     def run(
         self,
         sequences: Sequence[Sequence[int]],
         groups: Sequence[int] | None = None,
         progress: str | None = None,
+        advance: Callable[[int], None] | None = None,
     ) -> FloatArray:
         """One result row a sequence, float32, in the caller's order.
 
@@ -107,6 +132,7 @@ class Runner:
             sequences: N non-empty lists of token ids, all below the vocabulary's size.
             groups: (N,) numbers of groups that share a beginning (a reranker's queries).
             progress: title of a progress bar on stderr, or ``None`` for none.
+            advance: told how many sequences are done, instead of a bar of this call's own.
 
         Raises:
             NumericalError: rows that are not finite even in float32.
@@ -114,25 +140,65 @@ class Runner:
         self._check_ids(sequences)
         distinct, place, group_of = _distinct(sequences, groups)
         lengths = np.asarray([len(sequence) for sequence in distinct])
-        batches = plan_batches(lengths, self.settings.batch_tokens, _shared_tokens(distinct), group_of)
+        batches: Iterable[list[int]]
+        if self.settings.reproducible and self.backbone.native is None:
+            batches = ([number] for number in range(len(distinct)))
+        else:
+            batches = plan_batches(lengths, self.settings.batch_tokens, _shared_tokens(distinct), group_of)
         rows: FloatArray | None = None
-        with _progress(progress, len(distinct)) as advance, torch.inference_mode():
-            for batch in batches:
-                result = self._batch([distinct[i] for i in batch])
+        with show_progress(progress, len(distinct)) as shown, torch.inference_mode():
+            for batch, result in self._results(distinct, batches):
                 if rows is None:
                     rows = np.empty((len(distinct), *result.shape[1:]), dtype=np.float32)
                 rows[batch] = result
-                advance(len(batch))
+                (advance or shown)(len(batch))
         assert rows is not None
         return rows[place]
 
-    def _batch(self, sequences: list[Sequence[int]]) -> FloatArray:
+    def _results(
+        self, distinct: list[Sequence[int]], batches: Iterable[list[int]]
+    ) -> Iterator[tuple[list[int], FloatArray]]:
+        """Each batch and its rows. On a GPU some batches are under way at a time: the host packs the next ones while
+        the chip computes, and waits only for the oldest one's copy."""
+        ahead = batches_ahead(self.backbone.device)
+        under_way: deque[tuple[list[int], HostCopy]] = deque()
+        for batch in batches:
+            under_way.append((batch, self._start([distinct[i] for i in batch])))
+            if len(under_way) > ahead:
+                yield self._finished(distinct, *under_way.popleft())
+        while under_way:
+            yield self._finished(distinct, *under_way.popleft())
+
+    def _start(self, sequences: list[Sequence[int]]) -> HostCopy:
+        if self.graphs is not None and len(sequences) == 1 and self.graphs.takes(len(sequences[0])):
+            return HostCopy(self._rows(self.graphs.hidden(sequences[0])))
         packed = pack(sequences, share_prefixes=self.settings.share_prefixes)
-        result = self.finish(self.backbone(packed)).cpu().numpy()
+        return HostCopy(self._rows(self.backbone(packed)))
+
+    def _finished(
+        self, distinct: list[Sequence[int]], batch: list[int], copy: HostCopy
+    ) -> tuple[list[int], FloatArray]:
+        result = copy.wait()
         broken = np.flatnonzero(~np.isfinite(result.reshape(len(result), -1)).all(axis=1))
         if broken.size:
-            result[broken] = self._wider([sequences[i] for i in broken])
-        return result
+            result[broken] = self._wider([distinct[batch[i]] for i in broken])
+        return batch, result
+
+    def compile(self, graphs: bool = True) -> None:
+        """Compile the layers for this GPU, and record the pass of single short texts; see :mod:`model.fused`.
+
+        Raises:
+            ValueError: the model is not on a GPU.
+        """
+        if self.backbone.device.type != "cuda":
+            raise ValueError(f"compile is for GPUs and this model is on {self.backbone.device}")
+        compile_(self.backbone)
+        self.graphs = TextGraphs(self.backbone) if graphs else None
+
+    def _rows(self, pooled_ND: Tensor) -> Tensor:
+        # PyTorch's element-wise functions may round the rest of a batch otherwise than its full vectors.
+        parts = pooled_ND.split(1) if self.settings.reproducible else (pooled_ND,)  # type: ignore[no-untyped-call]
+        return torch.cat([self.finish(part) for part in parts])
 
     def _wider(self, sequences: list[Sequence[int]]) -> FloatArray:
         """Compute again where half precision overflowed: bfloat16 (fp16 only), then float32."""
@@ -141,7 +207,7 @@ class Runner:
         if self.backbone.dtype == torch.float16 and self.backbone.device.type == "cuda":
             wider.insert(0, torch.bfloat16)
         for dtype in wider:
-            result = self.finish(self.backbone(packed, compute_dtype=dtype)).cpu().numpy()
+            result = self._rows(self.backbone(packed, compute_dtype=dtype)).cpu().numpy()
             if np.isfinite(result).all():
                 return result
         raise NumericalError(
@@ -151,6 +217,8 @@ class Runner:
 
     def _check_ids(self, sequences: Sequence[Sequence[int]]) -> None:
         rows = self.backbone.config.vocab_size
+        if all(map(len, sequences)) and max(map(max, sequences)) < rows and min(map(min, sequences)) >= 0:
+            return  # the loop below is for finding who is wrong
         for number, sequence in enumerate(sequences):
             if len(sequence) == 0:
                 raise ValueError(f"sequence {number} is empty; wanted at least the end token")
@@ -188,7 +256,8 @@ def _shared_tokens(sequences: list[Sequence[int]]) -> int:
 
 
 @contextmanager
-def _progress(title: str | None, total: int) -> Iterator[Callable[[int], None]]:
+def show_progress(title: str | None, total: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar on stderr with this title, or none; what it gives is told how many more are done."""
     if title is None:
         yield lambda count: None
         return

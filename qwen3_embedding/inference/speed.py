@@ -201,19 +201,24 @@ def time_by_part(embedder: Embedder, texts: Sequence[str]) -> dict[str, float]:
     packed = time.perf_counter()
     parts = {"tokenise": tokenised - begin, "pack": packed - tokenised}
     start = time.perf_counter()
-    operators = operators_by_part(lambda: embedder.embed_tokens(ids))
+    operators = operators_by_part(lambda: embedder.embed_tokens(ids), embedder.backbone)
     whole = time.perf_counter() - start
     between = whole - sum(operators.values()) - parts["pack"]
     return {**parts, **operators, "between operators": max(0.0, between)}
 
 
-def operators_by_part(run: Callable[[], object]) -> dict[str, float]:
-    """Seconds of torch's operators on CPU while ``run`` runs, by :data:`PARTS`."""
+def operators_by_part(run: Callable[[], object], backbone: Backbone | None = None) -> dict[str, float]:
+    """Seconds of torch's operators on CPU while ``run`` runs, by :data:`PARTS`, and of a backbone's native kernel."""
+    native = None if backbone is None or backbone.native is None else backbone.native.library
+    if native is not None:
+        native.seconds()  # begins to count
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         run()
     parts = dict.fromkeys([*(name for name, _ in PARTS), "other"], 0.0)
     for event in profile.key_averages():
         parts[_part(event.key)] += event.self_cpu_time_total / 1e6
+    for name, seconds in ({} if native is None else native.seconds()).items():
+        parts[name] = parts.get(name, 0.0) + seconds
     return parts
 
 

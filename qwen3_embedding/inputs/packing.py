@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -108,12 +108,41 @@ def pack(
     """
     if len(sequences) == 0:
         raise ValueError("nothing to pack: got no sequence, wanted at least one")
-    arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-    for index, array in enumerate(arrays):
-        if array.ndim != 1 or array.size == 0:
-            raise ValueError(f"sequence {index} has shape {array.shape}; wanted a non-empty run of token ids")
-    edges = _share(arrays, min_saved_tokens) if share_prefixes and len(arrays) > 1 else _separate(arrays)
-    return _lay_out(arrays, edges)
+    flat = _flatten(sequences)
+    share = share_prefixes and len(sequences) > 1
+    edges = _share(flat, min_saved_tokens) if share else _separate(flat.lengths)
+    return _lay_out(flat, edges)
+
+
+@dataclass(frozen=True, eq=False)
+class _Flat:
+    """Sequences end to end, so that what is done to all of them is a few array operations and not a loop of texts."""
+
+    ids: IntArray
+    starts: IntArray
+    """(N,)"""
+    lengths: IntArray
+    """(N,)"""
+
+
+def _flatten(sequences: Sequence[TokenIds]) -> _Flat:
+    if all(type(sequence) is list for sequence in sequences):
+        try:
+            ids = np.fromiter(chain.from_iterable(sequences), dtype=np.int64)
+        except TypeError as error:
+            raise ValueError(f"a sequence holds what is no token id ({error}); wanted whole numbers") from None
+        lengths = np.fromiter(map(len, sequences), dtype=np.int64, count=len(sequences))
+    else:
+        arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
+        for index, array in enumerate(arrays):
+            if array.ndim != 1:
+                raise ValueError(f"sequence {index} has shape {array.shape}; wanted a non-empty run of token ids")
+        ids = np.concatenate(arrays)
+        lengths = np.array([len(array) for array in arrays], dtype=np.int64)
+    if not lengths.all():
+        empty = int(np.flatnonzero(lengths == 0)[0])
+        raise ValueError(f"sequence {empty} has shape (0,); wanted a non-empty run of token ids")
+    return _Flat(ids, np.cumsum(lengths) - lengths, lengths)
 
 
 @dataclass(slots=True)
@@ -138,35 +167,35 @@ class _Edges:
         return len(self.source) - 1
 
 
-def _separate(arrays: list[IntArray]) -> _Edges:
-    n = len(arrays)
-    return _Edges(list(range(n)), [0] * n, [len(a) for a in arrays], [-1] * n, [0] * n, list(range(n)))
+def _separate(lengths: IntArray) -> _Edges:
+    n = len(lengths)
+    return _Edges(list(range(n)), [0] * n, lengths.tolist(), [-1] * n, [0] * n, list(range(n)))
 
 
-def _share(arrays: list[IntArray], min_saved: int) -> _Edges:
+def _share(flat: _Flat, min_saved: int) -> _Edges:
     """Build the trie from the sorted sequences and the common lengths of neighbours."""
     # Big-endian bytes sort as the ids do, and bytes compare at C speed.
-    keys = [array.astype(">u4").tobytes() for array in arrays]
-    order = sorted(range(len(arrays)), key=keys.__getitem__)
-    common = np.zeros(len(order), dtype=np.int64)  # common[i] = tokens shared by order[i - 1] and order[i]
-    for i in range(1, len(order)):
-        common[i] = _common_prefix(arrays[order[i - 1]], arrays[order[i]])
+    raw, bounds = flat.ids.astype(">u4").tobytes(), (4 * flat.starts).tolist()
+    keys = [raw[begin:end] for begin, end in zip(bounds, [*bounds[1:], len(raw)], strict=True)]
+    order = sorted(range(len(keys)), key=keys.__getitem__)
+    common = _common_prefixes(flat, np.asarray(order))
+    lengths: list[int] = flat.lengths.tolist()
 
-    edges = _Edges([], [], [], [], [], [-1] * len(arrays))
+    edges = _Edges([], [], [], [], [], [-1] * len(order))
     stack: list[tuple[int, int, int, int]] = [(0, len(order), 0, -1)]
     while stack:
         low, high, depth, parent = stack.pop()
         first = order[low]
         if high - low == 1:
-            edges.last_segment[first] = edges.add(first, depth, len(arrays[first]), parent)
+            edges.last_segment[first] = edges.add(first, depth, lengths[first], parent)
             continue
         shortest = int(common[low + 1 : high].min())
-        all_equal = shortest == len(arrays[first]) == len(arrays[order[high - 1]])
+        all_equal = shortest == lengths[first] == lengths[order[high - 1]]
         if shortest > depth and (all_equal or (shortest - depth) * (high - low - 1) >= min_saved):
             parent = edges.add(first, depth, shortest, parent)
             depth = shortest
         # Sequences that are spent here end in the segment just added; the others go on, split where they part.
-        while low < high and len(arrays[order[low]]) == depth:
+        while low < high and lengths[order[low]] == depth:
             edges.last_segment[order[low]] = parent
             low += 1
         if low == high:
@@ -176,13 +205,21 @@ def _share(arrays: list[IntArray], min_saved: int) -> _Edges:
     return edges
 
 
-def _common_prefix(a: IntArray, b: IntArray) -> int:
-    n = min(len(a), len(b))
-    different = np.flatnonzero(a[:n] != b[:n])
-    return int(different[0]) if different.size else n
+def _common_prefixes(flat: _Flat, order: IntArray) -> IntArray:
+    """(N,) tokens that each sequence shares with the one before it in ``order``; 0 for the first."""
+    before, after = order[:-1], order[1:]
+    sizes = np.minimum(flat.lengths[before], flat.lengths[after])
+    ends = np.cumsum(sizes)
+    begins = ends - sizes
+    within = np.arange(int(sizes.sum())) - np.repeat(begins, sizes)
+    left = flat.ids[np.repeat(flat.starts[before], sizes) + within]
+    right = flat.ids[np.repeat(flat.starts[after], sizes) + within]
+    different = np.append(np.flatnonzero(left != right), len(within))
+    first = different[np.searchsorted(different, begins)]  # the first place from its begin on where a pair parts
+    return np.concatenate([[0], np.minimum(first, ends) - begins])
 
 
-def _lay_out(arrays: list[IntArray], edges: _Edges) -> PackedBatch:
+def _lay_out(flat: _Flat, edges: _Edges) -> PackedBatch:
     begin, end = np.asarray(edges.begin), np.asarray(edges.end)
     order = np.lexsort((end - begin, begin, np.asarray(edges.level)))
     place = np.empty_like(order)
@@ -191,13 +228,15 @@ def _lay_out(arrays: list[IntArray], edges: _Edges) -> PackedBatch:
     starts = np.concatenate([[0], np.cumsum(lengths)])
     parents = np.asarray(edges.parent)[order]
     last_segment = place[np.asarray(edges.last_segment)]
+    within = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+    positions = within + np.repeat(begin[order], lengths)
     return PackedBatch(
-        token_ids=np.concatenate([arrays[edges.source[s]][edges.begin[s] : edges.end[s]] for s in order]),
-        positions=np.concatenate([np.arange(edges.begin[s], edges.end[s]) for s in order]),
+        token_ids=flat.ids[positions + np.repeat(flat.starts[np.asarray(edges.source)[order]], lengths)],
+        positions=positions,
         segment_starts=starts.astype(np.int64),
         segment_parents=np.where(parents < 0, -1, place[np.maximum(parents, 0)]).astype(np.int64),
         pooled_rows=(starts[last_segment + 1] - 1).astype(np.int64),
-        sequence_lengths=np.asarray([len(array) for array in arrays], dtype=np.int64),
+        sequence_lengths=flat.lengths,
     )
 
 

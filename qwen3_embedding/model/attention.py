@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qwen3_embedding.inputs.packing import PackedBatch
+from qwen3_embedding.model.transfer import to_device
 from qwen3_embedding.types import IntArray
 
 MAX_MASKED_QUERIES = 1024
@@ -41,10 +42,21 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A :class:`Run` as it is planned, still on the host."""
+
+    begin: int
+    count: int
+    query_length: int
+    key_length: int
+    key_rows: IntArray | None
+
+
+@dataclass(frozen=True)
 class AttentionPlan:
     """Who attends to whom, worked out once a batch and used by every layer."""
 
-    runs: tuple[Run, ...]
+    blocks: tuple[Block, ...]
     n_queries: int
     query_rows: Tensor | None
     """(R,) rows of the batch that ask, or ``None`` for all of them in order."""
@@ -56,6 +68,21 @@ class AttentionPlan:
     """(runs + 1,) int32 bounds of the runs among the keys."""
     max_query_length: int
     max_key_length: int
+
+    @cached_property
+    def runs(self) -> tuple[Run, ...]:
+        """The blocks on the device, made when a kernel asks for them: the variable-length one never does."""
+        device = self.query_starts.device
+        return tuple(
+            Run(
+                b.begin,
+                b.count,
+                b.query_length,
+                b.key_length,
+                None if b.key_rows is None else to_device(b.key_rows.ravel(), device),
+            )
+            for b in self.blocks
+        )
 
     @cached_property
     def gathered_rows(self) -> Tensor:
@@ -73,13 +100,13 @@ class AttentionPlan:
 
 def plan_all(batch: PackedBatch, device: torch.device) -> AttentionPlan:
     """The plan in which every row of the batch asks."""
-    blocks: list[_Block] = []
+    blocks: list[Block] = []
     shapes = np.stack([batch.context_lengths, batch.segment_lengths], axis=1)
     for first, last in _equal_stretches(shapes):
         context, own = (int(n) for n in shapes[first])
         segments = np.arange(first, last)
         rows = None if context == 0 else _key_matrix(batch, segments, context, own)
-        blocks.append(_Block(int(batch.segment_starts[first]), last - first, own, context + own, rows))
+        blocks.append(Block(int(batch.segment_starts[first]), last - first, own, context + own, rows))
     return _plan(blocks, batch.n_tokens, None, device)
 
 
@@ -89,7 +116,7 @@ def plan_rows(batch: PackedBatch, rows: IntArray, device: torch.device) -> Atten
     ``rows`` must each be the last of its segment (as pooled rows are), and ordered by position, so that equal key
     lengths are neighbours.
     """
-    blocks: list[_Block] = []
+    blocks: list[Block] = []
     lengths = batch.positions[rows] + 1
     segments = np.searchsorted(batch.segment_starts, rows, side="right") - 1
     for first, last in _equal_stretches(lengths[:, None]):
@@ -100,17 +127,8 @@ def plan_rows(batch: PackedBatch, rows: IntArray, device: torch.device) -> Atten
             keys[contexts == context] = _key_matrix(
                 batch, segments[first:last][contexts == context], context, length - context
             )
-        blocks.append(_Block(first, last - first, 1, length, keys))
+        blocks.append(Block(first, last - first, 1, length, keys))
     return _plan(blocks, len(rows), rows, device)
-
-
-@dataclass(frozen=True)
-class _Block:
-    begin: int
-    count: int
-    query_length: int
-    key_length: int
-    key_rows: IntArray | None
 
 
 def _equal_stretches(shapes: IntArray) -> Iterator[tuple[int, int]]:
@@ -132,43 +150,25 @@ def _key_matrix(batch: PackedBatch, segments: IntArray, context: int, own: int) 
     return keys
 
 
-def _plan(blocks: list[_Block], n_queries: int, query_rows: IntArray | None, device: torch.device) -> AttentionPlan:
-    def to_device(rows: IntArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(rows)).to(device, non_blocking=True)
-
+def _plan(blocks: list[Block], n_queries: int, query_rows: IntArray | None, device: torch.device) -> AttentionPlan:
     shared = query_rows is not None or any(block.key_rows is not None for block in blocks)
-    gpu = device.type == "cuda"
     key_rows = None
-    if shared and gpu:
+    if shared and device.type == "cuda":
         parts = [
             np.arange(b.begin, b.begin + b.count * b.query_length) if b.key_rows is None else b.key_rows.ravel()
             for b in blocks
         ]
-        key_rows = to_device(np.concatenate(parts))
-    runs = (
-        ()
-        if gpu
-        else tuple(
-            Run(
-                b.begin,
-                b.count,
-                b.query_length,
-                b.key_length,
-                None if b.key_rows is None else to_device(b.key_rows.ravel()),
-            )
-            for b in blocks
-        )
-    )
+        key_rows = to_device(np.concatenate(parts), device)
     counts = [b.count for b in blocks]
     query_lengths = np.repeat([b.query_length for b in blocks], counts)
     key_lengths = np.repeat([b.key_length for b in blocks], counts)
     return AttentionPlan(
-        runs=runs,
+        blocks=tuple(blocks),
         n_queries=n_queries,
-        query_rows=None if query_rows is None else to_device(query_rows),
+        query_rows=None if query_rows is None else to_device(query_rows, device),
         key_rows=key_rows,
-        query_starts=to_device(np.concatenate([[0], np.cumsum(query_lengths)]).astype(np.int32)),
-        key_starts=to_device(np.concatenate([[0], np.cumsum(key_lengths)]).astype(np.int32)),
+        query_starts=to_device(np.concatenate([[0], np.cumsum(query_lengths)]).astype(np.int32), device),
+        key_starts=to_device(np.concatenate([[0], np.cumsum(key_lengths)]).astype(np.int32), device),
         max_query_length=int(query_lengths.max()),
         max_key_length=int(key_lengths.max()),
     )
@@ -188,7 +188,7 @@ def attention_for(device: torch.device, dtype: torch.dtype) -> Attention:
 def sdpa(query_RHd: Tensor, key_TKd: Tensor, value_TKd: Tensor, plan: AttentionPlan) -> Tensor:
     """One scaled-dot-product call a group of equal runs."""
     if not plan.runs:
-        raise ValueError("this plan was made for the variable-length kernel; make it on the device that runs it")
+        raise ValueError("this plan names no runs: it was made for the variable-length kernel")
     queries = query_RHd.split([run.count * run.query_length for run in plan.runs])  # type: ignore[no-untyped-call]
     keys: Iterable[Tensor]
     values: Iterable[Tensor]

@@ -13,7 +13,10 @@ from qwen3_embedding.inputs.packing import PackedBatch
 from qwen3_embedding.model.attention import AttentionPlan, plan_all, plan_rows
 from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.layers import Layer, RMSNorm, Rotation
+from qwen3_embedding.model.native.forward import NativeForward
 from qwen3_embedding.model.rope import rotation
+from qwen3_embedding.model.transfer import to_device
+from qwen3_embedding.types import IntArray
 
 
 class Backbone(nn.Module):
@@ -30,6 +33,8 @@ class Backbone(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
         self.quantization: str | None = None
+        self.native: NativeForward | None = None
+        """Runs all layers in one call of our own kernel; only where nobody asks for gradients."""
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +48,7 @@ class Backbone(nn.Module):
 
     @property
     def type_name(self) -> str:
-        """Type of the matrix products: ``float32``, ``bfloat16``, ``float16`` or ``int8``."""
+        """Type of the matrix products: ``float32``, ``bfloat16``, ``float16``, ``int8`` or ``fp8``."""
         return self.quantization or str(self.dtype).removeprefix("torch.")
 
     def initialize(self, seed: int) -> Backbone:
@@ -72,21 +77,36 @@ class Backbone(nn.Module):
         """
         # Equal sequences share a row; by position, so that rows with equally many keys are neighbours.
         unique, inverse = np.unique(batch.pooled_rows, return_inverse=True)
+        native_RD = self._run_native(batch, unique, compute_dtype)
+        if native_RD is not None:
+            return native_RD[torch.from_numpy(inverse)]
         by_position = np.argsort(batch.positions[unique], kind="stable")
         place = np.empty_like(by_position)
         place[by_position] = np.arange(len(by_position))
         last = plan_rows(batch, unique[by_position], self.device)
         hidden_RD = self._run(batch, last, compute_dtype)
-        return hidden_RD[torch.from_numpy(place[inverse]).to(self.device)]
+        return hidden_RD[to_device(place[inverse], self.device)]
 
     def hidden_states(self, batch: PackedBatch, compute_dtype: torch.dtype | None = None) -> Tensor:
         """(T, D) hidden states of every row after the final norm."""
-        return self._run(batch, None, compute_dtype)
+        native_TD = self._run_native(batch, None, compute_dtype)
+        return self._run(batch, None, compute_dtype) if native_TD is None else native_TD
+
+    def _run_native(
+        self, batch: PackedBatch, asked: IntArray | None, compute_dtype: torch.dtype | None
+    ) -> Tensor | None:
+        """The pass by our own kernel, or ``None`` where it is not one that the kernel makes."""
+        if self.native is None or not self.native.runs(self.embed_tokens.weight, compute_dtype or self.dtype):
+            return None
+        hidden_TD = self.embed_tokens(torch.from_numpy(batch.token_ids))
+        positions = torch.from_numpy(batch.positions)
+        angles = rotation(positions, self.config.head_dim, self.config.rope_theta, torch.float32)
+        return self.native(self.layers, self.norm.weight, batch, hidden_TD, angles, asked)
 
     def _run(self, batch: PackedBatch, last: AttentionPlan | None, compute_dtype: torch.dtype | None) -> Tensor:
         dtype = compute_dtype or self.dtype
-        ids = torch.from_numpy(batch.token_ids).to(self.device, non_blocking=True)
-        positions = torch.from_numpy(batch.positions).to(self.device, non_blocking=True)
+        ids = to_device(batch.token_ids, self.device)
+        positions = to_device(batch.positions, self.device)
         hidden_TD = self.embed_tokens(ids).to(dtype)
         angles = rotation(positions, self.config.head_dim, self.config.rope_theta, dtype)
         everyone = plan_all(batch, self.device)

@@ -1,4 +1,4 @@
-"""int8 on CPU: weights per output channel, activations per token, integer products by oneDNN.
+"""int8 on CPU: weights per output channel, activations per token, integer products by our kernel or by oneDNN.
 
 Each token's row is scaled by its own largest component and integer sums are exact, so a text's result does not depend
 on what else is in the batch.  Norms, rotary embedding, attention, SwiGLU and the residual stream stay in fp32, and so
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.layers import MLP, Layer, SelfAttention
+from qwen3_embedding.model.native.library import Library, Matrix, pointer
 
 WEIGHT_LEVELS = 127
 TINY = torch.finfo(torch.float32).tiny
@@ -73,9 +74,23 @@ PLAIN = Engine("plain", 127, 128, _prepare_plain, _multiply_plain)
 """Works wherever torch does; slow where torch has no integer kernel for the CPU."""
 
 
+def native_engine(library: Library) -> Engine:
+    """Products by the native kernel; a whole backbone of them runs in one call (``native.forward``)."""
+
+    def multiply(codes_RK: Tensor, prepared: tuple[Tensor, Tensor], scale_N: Tensor, zero_point: int) -> Tensor:
+        packed, start = prepared
+        rows, inner = codes_RK.shape
+        scale, wide = torch.zeros(len(start)), F.pad(codes_RK, (0, -inner % 4))
+        scale[: len(scale_N)] = scale_N
+        matrix = Matrix(pointer(packed), pointer(scale), pointer(start), len(scale_N), inner)
+        return library.multiply(matrix, wide.contiguous(), torch.ones(rows))
+
+    return Engine(f"native {library.isa}", 127, library.zero_point, library.pack, multiply)
+
+
 @lru_cache(maxsize=1)
 def choose_engine() -> Engine:
-    """The first engine that this machine has and whose sums are exact at the largest codes."""
+    """The first of the library's engines that this machine has and whose sums are exact at the largest codes."""
     return next((engine for engine in (ONEDNN, ONEDNN_NARROW) if _is_exact(engine)), PLAIN)
 
 

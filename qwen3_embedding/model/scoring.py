@@ -23,4 +23,5 @@ class YesNoHead(nn.Module):
 
     def forward(self, pooled_ND: Tensor) -> Tensor:
         """(N,) fp32 log-odds: logit of "yes" minus logit of "no"."""
-        return pooled_ND.float() @ (self.weight[1] - self.weight[0])
+        # Row by row: a matrix product rounds differently with the number of rows.
+        return (pooled_ND.float() * (self.weight[1] - self.weight[0])).sum(-1)

@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from qwen3_embedding.errors import CheckpointError
 from qwen3_embedding.model.backbone import Backbone
@@ -83,6 +84,17 @@ def plain_name(name: str) -> str:
     return name
 
 
+class _Uninitialized(TorchFunctionMode):
+    """Leaves out the modules' own initialisation, whose meta kernels import torch's compiler: over a second."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def load_backbone(
     folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
 ) -> tuple[Backbone, dict[str, Tensor]]:
@@ -98,7 +110,7 @@ def load_backbone(
         CheckpointError: missing, foreign or misshapen tensors, or a file that is torn.
     """
     config = read_config(folder)
-    with torch.device("meta"):
+    with torch.device("meta"), _Uninitialized():
         backbone = Backbone(config)
     wanted = {name: tuple(parameter.shape) for name, parameter in backbone.named_parameters()}
     state: dict[str, Tensor] = {}

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.cases import SHAPES, cases, random_backbone, tokenizer
+from benchmarks.cases import SHAPES, Case, cases, random_backbone, tokenizer
+from benchmarks.engines import Padded, make, padded_batches
+from benchmarks.export import plain_decoder
+from benchmarks.peers import EngineError, Process, why_missing
 from benchmarks.prefix_sharing import compare
-from benchmarks.runner import load, run
+from benchmarks.runner import TARGETS, add_shares, run, start, targets
 from qwen3_embedding.cli.bench import command
 from qwen3_embedding.inference.embedder import Embedder
 from qwen3_embedding.inference.reranker import Reranker
@@ -24,6 +28,7 @@ from qwen3_embedding.inference.speed import (
     random_texts,
     time_by_part,
 )
+from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.backbone import Backbone
 from tests.support.checkpoints import tiny_config
 
@@ -70,13 +75,105 @@ def test_sharing_is_counted_and_changes_nothing(reranker: Reranker, embedder: Em
     )
 
 
-def test_a_case_runs_on_every_engine(embedder_folder: Path) -> None:
-    encoders = load(embedder_folder, ["ours-float32", "ours-int8", "sentence-transformers"])
-    result = run(cases(0.01)["short"], embedder_folder, encoders, rounds=1)
-    assert list(result["engines"]) == ["ours-float32", "ours-int8", "sentence-transformers"]
-    assert result["engines"]["sentence-transformers"]["lowest_cosine"] >= 0.99999
+def test_every_case_has_the_tokens_it_says(embedder: Embedder) -> None:
+    words = tokenizer()
+    mean = {name: Case.work(case, words).tokens / len(case.lengths) for name, case in cases(0.05).items()}
+    assert mean.pop("mixed") == pytest.approx(120, rel=0.15)
+    assert 2 <= mean.pop("one-word") < 2.5
+    wanted = {"short": 24, "queries": 36, "512": 512, "2048": 2048, "8192": 8192, "single": 39}
+    assert mean == {**wanted, "rerank-100x100": 186, "rerank-64x160": 160}
+    assert len(set(cases()["one-word"].texts(words))) == 10_000
+    assert len(set(Case("", (2,) * 9000, distinct=True).texts(embedder.tokenizer))) == 9000  # a smaller vocabulary
+
+
+def test_prompts_for_other_engines_are_ours(embedder_folder: Path) -> None:
+    words = Tokenizer.from_folder(embedder_folder, parse_special=True)
+    for name in ("queries", "rerank-64x160"):
+        work = cases(0.05)[name].work(words)
+        end = [] if work.kind == "pairs" else [words.end_id]
+        assert [[*ids, *end] for ids in words.token_ids(work.prompts)] == work.ids
+
+
+def test_engines_take_turns_in_processes_of_their_own(embedder_folder: Path) -> None:
+    case, words = cases(0.01)["short"], Tokenizer.from_folder(embedder_folder)
+    engines = {name: Process(name, embedder_folder, None, None, 1) for name in ("ours-float32", "ours-int8")}
+    try:
+        result = run(case, case.work(words), engines, rounds=2)
+        pairs = cases(0.02)["rerank-64x160"]
+        scores = run(pairs, pairs.work(words), engines, rounds=1)
+        with pytest.raises(EngineError, match="do='dance'"):
+            engines["ours-int8"].ask("dance")
+    finally:
+        for engine in engines.values():
+            engine.close()
+    add_shares(result, tiny_config(100))
+    assert [len(row["seconds"]) for row in result["engines"].values()] == [2, 2]
     assert result["engines"]["ours-int8"]["lowest_cosine"] >= 0.99
-    assert all(row["tokens_per_second"] > 0 for row in result["engines"].values())
+    assert all(row["share_of_gemm"] > 0 and row["peak_mib"] > 100 for row in result["engines"].values())
+    assert scores["engines"]["ours-int8"]["lowest_cosine"] is None
+    assert targets([result]) == {}
+    with pytest.raises(EngineError, match="no model"):
+        Process("ours-int8", embedder_folder / "nowhere", None, None, 1)
+
+
+def test_sentence_transformers_and_the_exported_graph_give_our_vectors(
+    embedder: Embedder, embedder_folder: Path
+) -> None:
+    texts = random_texts(embedder.tokenizer, [5, 1, 30, 12])
+    wanted = embedder.embed_documents(texts)
+    peer = make("sentence-transformers", embedder_folder, None, 1)
+    assert peer.warm_up(texts) == "32 texts"
+    assert (peer.run(texts) * wanted).sum(1).min() >= 0.99999
+
+    class Plain(Padded):
+        graph = plain_decoder(embedder_folder)
+
+        def infer(self, ids: np.ndarray, last: np.ndarray) -> np.ndarray:
+            found: torch.Tensor = self.graph(torch.from_numpy(ids), torch.from_numpy(last))
+            return found.numpy()
+
+    plain = Plain(embedder_folder)
+    plain.warm_up(texts)
+    for plain.batch_tokens in (0, 24, 2048):
+        assert (plain.run(texts) * wanted).sum(1).min() >= 0.99999
+
+
+def test_padded_batches_hold_every_text_once_within_the_budget() -> None:
+    lengths = [3, 9, 1, 4, 4, 20, 2]
+    batches = list(padded_batches(lengths, 12))
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert batches[0] == [5]
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 12 for batch in batches)
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    assert why_missing("ours-int8", None) is None
+    assert "--peers" in str(why_missing("openvino-int8", None))
+    assert "make it with" in str(why_missing("openvino-int8", tmp_path))
+    engines, left_out = start(["llama.cpp-q8"], tmp_path, tmp_path, 1)
+    assert engines == {}
+    assert list(left_out) == ["llama.cpp-q8"]
+
+
+def test_targets_come_from_the_figures() -> None:
+    def result(case: str, **speed: float) -> dict[str, Any]:
+        rows = {name: {"tokens_per_second": rate, "share_of_gemm": 0.5} for name, rate in speed.items()}
+        return {"case": case, "engines": rows}
+
+    found = targets(
+        [
+            result("mixed", **{"ours-int8": 600.0, "sentence-transformers": 100.0, "openvino-int8": 300.0}),
+            result("512", **{"ours-int8": 500.0}),
+            result("2048", **{"ours-int8": 400.0}),
+        ]
+    )
+    assert found == {
+        "int8 against sentence-transformers": 6,
+        "int8 against the best other engine": 2,
+        "int8 share of the library's rate": 0.5,
+        "int8 at 2,048 tokens against 512": 0.8,
+    }
+    assert set(found) <= {name for name, _ in TARGETS}
 
 
 def test_parts_add_up_to_the_whole(embedder: Embedder) -> None:

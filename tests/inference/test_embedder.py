@@ -98,6 +98,25 @@ def test_precisions_keep_the_direction(embedder: Embedder, precision: str) -> No
         ).all()
 
 
+def test_windows_change_nothing(embedder_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = Embedder.from_pretrained(embedder_folder, max_tokens=12)
+    texts = [f"{n} words " * (1 + n % 9) for n in range(23)]
+    with pytest.warns(TruncationWarning) as whole:
+        wanted = short.embed_queries(texts, "")
+    monkeypatch.setattr("qwen3_embedding.inference.embedder.WINDOW_TEXTS", 5)
+    with pytest.warns(TruncationWarning) as windows:
+        found = short.embed_queries(texts, "", progress=True)
+    assert np.abs(found - wanted).max() <= 1e-5
+    assert [str(warning.message) for warning in windows] == [str(warning.message) for warning in whole]
+    with pytest.raises(TypeError, match=r"texts\[22\] is int"):
+        short.embed_documents([*texts[:22], 3])  # type: ignore[list-item]
+
+
+def test_compile_asks_for_a_gpu(embedder: Embedder) -> None:
+    with pytest.raises(ValueError, match="compile is for GPUs and this model is on cpu"):
+        embedder.compile()
+
+
 def test_nothing_in_nothing_out(embedder: Embedder) -> None:
     assert embedder.embed_queries([]).shape == (0, 64)
     assert embedder.embed_documents([], dimensions=32, precision="int8").shape == (0, 32)

@@ -1,0 +1,1 @@
+"""The project's own CPU kernel: one C++ source, compiled on first use, called through ctypes."""
