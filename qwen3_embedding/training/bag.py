@@ -62,7 +62,7 @@ class BagObjective(EmbedderObjective):
         everyone.requires_grad_()
         report = self._loss(batch, everyone, settings_at(self.settings.loss, step, run), ranks)
         (gradient,) = torch.autograd.grad(report.loss, everyone)
-        own.backward(gradient if ranks.size == 1 else ranks.sum(gradient.contiguous())[mine])
+        torch.autograd.backward(own, gradient if ranks.size == 1 else ranks.sum(gradient.contiguous())[mine])
         return StepReport(
             group=batch.group,
             loss=float(ranks.sum(report.loss.detach().clone())),
@@ -95,7 +95,7 @@ class BagObjective(EmbedderObjective):
         (places,) = np.nonzero(ids == asking)
         begin = places[0] + 1 if len(places) and ids[0] == opening else 0
         rest = ids[begin:-1]
-        return rest[(rest != opening) & (rest != asking)]
+        return np.asarray(rest[(rest != opening) & (rest != asking)])
 
     def _sums(self, sequences: list[Ids]) -> Tensor:
         """(N, W) sums of the sequences' rows."""

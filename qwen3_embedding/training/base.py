@@ -133,7 +133,7 @@ def rarity(settings: BaseSettings, tokenizer: Tokenizer) -> FloatArray:
             total += _count(counts, texts, tokenizer)
     total += _count(counts, texts, tokenizer)
     weights = np.log((total + 1) / (counts + 1))
-    return (weights / weights.max()).astype(np.float32)
+    return np.asarray(weights / weights.max(), dtype=np.float32)
 
 
 def _count(counts: IntArray, texts: list[str], tokenizer: Tokenizer) -> int:

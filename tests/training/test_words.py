@@ -41,15 +41,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     write_records(folder / "pairs.jsonl", pair_records())
     shape = {"vocab_size": 700, "hidden_size": 64, "intermediate_size": 32, "heads": 2, "head_dim": 32}
-    return make_base(BaseSettings(folder / "base", folder / "pairs.jsonl", **shape))  # type: ignore[arg-type]
+    return make_base(BaseSettings(folder / "base", folder / "pairs.jsonl", **shape))
 
 
-def backbone_of(vocab_size: int, **changes: int) -> Backbone:
-    shape = {
-        "hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
-        "num_key_value_heads": 2, "head_dim": 32,
-    }  # fmt: skip
-    return Backbone(BackboneConfig(vocab_size=vocab_size, max_position_embeddings=32768, **(shape | changes)))
+def backbone_of(vocab_size: int, layers: int = 2) -> Backbone:
+    return Backbone(
+        BackboneConfig(
+            vocab_size=vocab_size, hidden_size=64, intermediate_size=32, num_hidden_layers=layers,
+            num_attention_heads=2, num_key_value_heads=2, head_dim=32, max_position_embeddings=32768,
+        )
+    )  # fmt: skip
 
 
 def sums(vectors_VW: torch.Tensor, texts: list[list[int]]) -> torch.Tensor:
@@ -98,7 +99,7 @@ def test_other_shapes_are_refused(base: Path) -> None:
     tokenizer = Tokenizer.from_folder(base)
     size = tokenizer.vocab_size
     with pytest.raises(ValueError, match="wanted 2 layers"):
-        write_words(backbone_of(size, num_hidden_layers=3), tokenizer, torch.zeros(size, 60))
+        write_words(backbone_of(size, layers=3), tokenizer, torch.zeros(size, 60))
     with pytest.raises(ValueError, match=r"wanted \(\d+, 60\)"):
         write_words(backbone_of(size), tokenizer, torch.zeros(size, 64))
     assert RANGE > 10
@@ -165,7 +166,7 @@ def test_matching_start_scores_shared_words(base: Path, tmp_path: Path) -> None:
     """Before any training the passage with the query's words comes first."""
     wide = tmp_path / "wide"
     shape = {"vocab_size": 700, "hidden_size": 192, "intermediate_size": 32, "heads": 3, "head_dim": 64}
-    make_base(BaseSettings(wide, base.parent / "pairs.jsonl", **shape))  # type: ignore[arg-type]
+    make_base(BaseSettings(wide, base.parent / "pairs.jsonl", **shape))
     made = MatchingSettings(source=wide, output=tmp_path / "start", hidden_size=160)
     reranker = Reranker.from_pretrained(matching_start(made))
     documents = [f"the {noun} needs repair" for noun in ("garden", "rocket", "ocean", "castle")]
@@ -187,4 +188,4 @@ def test_matching_start_wants_markers(base: Path, tmp_path: Path, embedder_folde
 )
 def test_matching_shapes_are_checked(changes: dict[str, int], words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
-        MatchingSettings(source=tmp_path, output=tmp_path / "out", **changes)  # type: ignore[arg-type]
+        MatchingSettings(source=tmp_path, output=tmp_path / "out", **changes)
