@@ -15,6 +15,17 @@ def command(
         typer.Option(help="Embedder to serve, [NAME=]SOURCE: folder, hub id or bundled name. Repeatable."),
     ] = None,
     reranker: Annotated[list[str] | None, typer.Option(help="Reranker to serve, [NAME=]SOURCE. Repeatable.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA adapter to serve as a model of its own: NAME=FOLDER, or NAME=BASE:FOLDER. Repeatable."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Worker processes; each holds all models. Default: one a GPU, one on the CPU. 0: no process."
+        ),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take hub ids from the local cache only.")] = False,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8080,
     api_key: Annotated[
@@ -74,24 +85,22 @@ def command(
         ),
     )
     # What takes seconds to import comes after everything that a caller can get wrong.
-    from qwen3_embedding.inference.embedder import Embedder
-    from qwen3_embedding.inference.reranker import Reranker
-    from qwen3_embedding.serving.run import Address, run
-    from qwen3_embedding.serving.server import Server, load_models
+    import torch
 
-    embedders = load_models(
-        embedder or [],
-        lambda source: Embedder.from_pretrained(
-            source, device, dtype, max_tokens=max_tokens, batch_tokens=max_batch_tokens
-        ),
-    )
-    rerankers = load_models(
-        reranker or [],
-        lambda source: Reranker.from_pretrained(
-            source, device, dtype, max_tokens=max_tokens, batch_tokens=max_batch_tokens
-        ),
-    )
-    server = Server(embedders, rerankers, settings)
+    from qwen3_embedding.serving.models import LoadSettings, find_models
+    from qwen3_embedding.serving.processes import WorkerPool, worker_devices
+    from qwen3_embedding.serving.run import Address, run
+    from qwen3_embedding.serving.server import Server
+
+    specs = find_models(embedder or [], reranker or [], adapter or [], offline)
+    load = LoadSettings(device, dtype, max_tokens, max_batch_tokens)
+    if workers == 0:
+        server = Server.load(specs, load, settings)
+    else:
+        devices = worker_devices(device, workers, torch.cuda.device_count())
+        # Threads that spin while they wait would take the cores from the server that feeds them.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        server = Server.over(WorkerPool(specs, load, devices, environment), specs, settings)
     for service in server.services:
         typer.echo(f"serving {service.name}: {service.dtype} on {service.device}", err=True)
     typer.echo(f"playground: http://{host}:{port}/", err=True)

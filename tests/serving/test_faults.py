@@ -31,8 +31,8 @@ class Gate:
 
     def __init__(self, server: Server) -> None:
         self.queue = server.embedders["tiny"].queue
-        self.compute = self.queue._compute
-        self.queue._compute = self
+        self.compute = self.queue._workers[0].compute
+        self.queue._workers[0].compute = self
         self.open = threading.Event()
         self.open.set()
         self.entered = threading.Event()

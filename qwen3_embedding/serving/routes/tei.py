@@ -223,5 +223,7 @@ def _about(service: ModelService) -> dict[str, Any]:
         "batches": stats.batches,
         "joined": stats.joined,
         "cache_hits": stats.cache_hits,
+        "workers": stats.workers,
+        "workers_alive": stats.workers_alive,
         "worker_restarts": stats.restarts,
     }
