@@ -28,6 +28,9 @@ def command(
     offline: Annotated[bool, typer.Option("--offline", help="Take hub ids from the local cache only.")] = False,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8080,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Port for gRPC in text-embeddings-inference's words; none without it.")
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -63,6 +66,9 @@ def command(
 
     for module in ("fastapi", "uvicorn", "orjson", "prometheus_client"):
         require(module, extra="serve")
+    if grpc_port is not None:
+        for module in ("grpc", "google.protobuf"):
+            require(module, extra="grpc")
     from qwen3_embedding.serving.auth import Key, read_key_file
     from qwen3_embedding.serving.queue import QueueSettings
     from qwen3_embedding.serving.settings import ServerSettings, check_truncation
@@ -104,4 +110,4 @@ def command(
     for service in server.services:
         typer.echo(f"serving {service.name}: {service.dtype} on {service.device}", err=True)
     typer.echo(f"playground: http://{host}:{port}/", err=True)
-    run(server, Address(host, port), log_level)
+    run(server, Address(host, port), log_level, grpc_port)

@@ -93,7 +93,10 @@ class WorkerProcess:
                 for link in links:
                     link.close()
                 raise
-            self._links, self._alive = links, True
+            old, self._links = self._links, links
+            for link in old:  # shut down long ago; nobody waits on them any more
+                link.close()
+            self._alive = True
             self.restarts += 1
             _log("worker_started", process.pid)
             threading.Thread(target=self._watch, args=(process, links), daemon=True).start()
@@ -124,6 +127,8 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        for link in self._links:
+            link.close()
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], list[socket.socket]]:
         pairs = [socket.socketpair() for _ in self._specs]

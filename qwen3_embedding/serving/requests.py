@@ -52,6 +52,20 @@ class Host(Protocol):
     metrics: Metrics
 
 
+class Served(Protocol):
+    """What accounting needs of a request, over HTTP or gRPC."""
+
+    @property
+    def host(self) -> Host:
+        """The server."""
+        ...
+
+    id: str
+    route: str
+    began: float
+    work: Work
+
+
 class Call:
     """One request on its way through: its id, who asks, and what it took."""
 
@@ -60,8 +74,7 @@ class Call:
         self.request = request
         self.route = route
         self.began = time.monotonic()
-        given = request.headers.get("x-request-id", "")
-        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = request_id(request.headers.get("x-request-id", ""))
         self.work = Work(Caller("unknown"))
         self.ignored: list[str] = []
 
@@ -118,6 +131,11 @@ class Call:
         return headers
 
 
+def request_id(given: str) -> str:
+    """The client's own, if it is harmless, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
 def _ms(seconds: float) -> str:
     return str(round(seconds * 1000))
 
@@ -141,19 +159,20 @@ def endpoint(
         except asyncio.CancelledError:
             raise
         except Exception as caught:
-            error = _as_serving_error(call, caught)
+            error = as_serving_error(call, caught)
             response = _worded(call, error, dialect)
         finally:
             host.metrics.in_flight.dec()
         for name, value in call.headers().items():
             response.headers[name] = value
-        _account(call, response.status_code, error)
+        account(call, str(response.status_code), error)
         return response
 
     return run
 
 
-def _as_serving_error(call: Call, error: Exception) -> ServingError:
+def as_serving_error(call: Served, error: Exception) -> ServingError:
+    """The error as one of ours; a bug of ours is logged with its trace."""
     if isinstance(error, ServingError):
         return error
     if isinstance(error, ClientDisconnect):
@@ -173,10 +192,10 @@ def _worded(call: Call, error: ServingError, dialect: Any) -> Response:
     return response
 
 
-def _account(call: Call, status: int, error: ServingError | None) -> None:
+def account(call: Served, status: str, error: ServingError | None) -> None:
     """Metrics and one log line; neither has a text in it."""
     work, metrics, total = call.work, call.host.metrics, time.monotonic() - call.began
-    metrics.requests.labels(call.route, str(status)).inc()
+    metrics.requests.labels(call.route, status).inc()
     if work.items:
         metrics.count(f"te_{work.kind}_count", work.items)
     if work.items or error is not None:
@@ -200,7 +219,7 @@ def _account(call: Call, status: int, error: ServingError | None) -> None:
         "event": "request",
         "request_id": call.id,
         "route": call.route,
-        "status": status,
+        "status": int(status) if status.isdigit() else status,
         "caller": work.caller.name,
         "total_ms": round(total * 1000, 2),
     }

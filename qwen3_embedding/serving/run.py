@@ -22,14 +22,16 @@ class Address:
     port: int = 8080
 
 
-def run(server: Server, address: Address, log_level: str = "info") -> None:
+def run(server: Server, address: Address, log_level: str = "info", rpc_port: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new connections, answer what was accepted, and return.
+
+    ``rpc_port`` is for gRPC, beside HTTP; ``None`` for none.
 
     Logs are JSON lines on stderr, one a request, without texts and without keys.
     """
     configure_logs(log_level)
     config = uvicorn.Config(
-        create_app(server),
+        create_app(server, None if rpc_port is None else (address.host, rpc_port)),
         host=address.host,
         port=address.port,
         log_config=None,

@@ -69,7 +69,7 @@ def test_kill_9_under_load_costs_a_503_and_nothing_else(
     pooled: tuple[str, Server, WorkerPool], embedder: Embedder
 ) -> None:
     url, server, pool = pooled
-    asked: dict[int, str] = {number: f"text {number} " * 40 for number in range(120)}
+    asked: dict[int, str] = {number: f"text {number} " * 10 for number in range(60)}
     answers: dict[int, httpx.Response] = {}
     stop = threading.Event()
 
@@ -82,13 +82,13 @@ def test_kill_9_under_load_costs_a_503_and_nothing_else(
         """A batch under way on the first worker when it dies."""
         with httpx.Client(base_url=url, timeout=60) as client:
             while not stop.is_set():
-                client.post("/v1/embeddings", json={"input": [f"{number} {i} " * 300 for i in range(8)]})
+                client.post("/v1/embeddings", json={"input": [f"{number} {i} " * 100 for i in range(4)]})
 
     threads = [threading.Thread(target=ask, args=(lane,)) for lane in range(4)]
     load = [threading.Thread(target=busy, args=(number,)) for number in range(2)]
     for thread in (*threads, *load):
         thread.start()
-    until(lambda: len(answers) > 20, 60)
+    until(lambda: len(answers) > 15, 60)
     first = pool.processes[0]
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
