@@ -56,6 +56,10 @@ def command(
     ] = 0,
     request_timeout: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 600.0,
     drain: Annotated[float, typer.Option(help="Seconds that accepted requests may take after SIGTERM.")] = 60.0,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="URL of an OpenTelemetry collector that traces are sent to; none without it.")
+    ] = None,
+    otlp_service_name: Annotated[str, typer.Option(help="Under which the traces are filed.")] = "qwen3-embedding",
     log_level: Annotated[str, typer.Option(help="debug, info, warning, error.")] = "info",
 ) -> None:
     """Serve models over HTTP in the dialects of OpenAI, Cohere, Jina, TEI and vLLM; playground at /.
@@ -72,6 +76,7 @@ def command(
     from qwen3_embedding.serving.auth import Key, read_key_file
     from qwen3_embedding.serving.queue import QueueSettings
     from qwen3_embedding.serving.settings import ServerSettings, check_truncation
+    from qwen3_embedding.serving.tracing import Traces
 
     if not embedder and not reranker:
         embedder, reranker = ["nano-embedding"], ["nano-reranker"]
@@ -90,6 +95,7 @@ def command(
             cache_bytes=cache_mb * 2**20,
         ),
     )
+    traces = Traces.over_otlp(otlp_endpoint, otlp_service_name) if otlp_endpoint else None
     # What takes seconds to import comes after everything that a caller can get wrong.
     import torch
 
@@ -107,6 +113,7 @@ def command(
         # Threads that spin while they wait would take the cores from the server that feeds them.
         environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
         server = Server.over(WorkerPool(specs, load, devices, environment), specs, settings)
+    server.traces = traces
     for service in server.services:
         typer.echo(f"serving {service.name}: {service.dtype} on {service.device}", err=True)
     typer.echo(f"playground: http://{host}:{port}/", err=True)

@@ -49,6 +49,7 @@ def create_app(server: Server, rpc: tuple[str, int] | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are in tracing.py and metrics.py
         lifespan=lifespan,
     )
     app.state.server = server

@@ -9,7 +9,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -32,11 +32,13 @@ from qwen3_embedding.serving.metrics import Metrics
 from qwen3_embedding.serving.queue import Lane
 from qwen3_embedding.serving.services import Work
 from qwen3_embedding.serving.settings import ServerSettings
+from qwen3_embedding.serving.tracing import Traces
 
 log = logging.getLogger("qwen3_embedding.serving")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LANES = {"query": Lane.QUERY, "bulk": Lane.BULK}
+UNTRACED = ("/health", "/health/ready", "/health/live", "/ping", "/metrics", "/Check")
 REPORTED_CUTS = 100
 """So many cut texts are named in the header; all are counted."""
 
@@ -50,6 +52,7 @@ class Host(Protocol):
     settings: ServerSettings
     keys: Keys
     metrics: Metrics
+    traces: Traces | None
 
 
 class Served(Protocol):
@@ -58,6 +61,11 @@ class Served(Protocol):
     @property
     def host(self) -> Host:
         """The server."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Headers of the request."""
         ...
 
     id: str
@@ -77,6 +85,11 @@ class Call:
         self.id = request_id(request.headers.get("x-request-id", ""))
         self.work = Work(Caller("unknown"))
         self.ignored: list[str] = []
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Headers of the request."""
+        return self.request.headers
 
     @property
     def wants(self) -> str:
@@ -163,8 +176,8 @@ def endpoint(
             response = _worded(call, error, dialect)
         finally:
             host.metrics.in_flight.dec()
-        for name, value in call.headers().items():
-            response.headers[name] = value
+        # Straight into the list: setting each by name would search all of them each time.
+        response.raw_headers.extend((name.encode(), value.encode()) for name, value in call.headers().items())
         account(call, str(response.status_code), error)
         return response
 
@@ -193,7 +206,9 @@ def _worded(call: Call, error: ServingError, dialect: Any) -> Response:
 
 
 def account(call: Served, status: str, error: ServingError | None) -> None:
-    """Metrics and one log line; neither has a text in it."""
+    """Metrics, spans and one log line; none has a text in it."""
+    if call.host.traces is not None and not call.route.endswith(UNTRACED):
+        call.host.traces.record(call, status, error, call.metadata)
     work, metrics, total = call.work, call.host.metrics, time.monotonic() - call.began
     metrics.requests.labels(call.route, status).inc()
     if work.items:
@@ -215,6 +230,8 @@ def account(call: Served, status: str, error: ServingError | None) -> None:
         metrics.truncated.labels(work.model).inc(len(work.cuts))
         for length in work.lengths:
             metrics.input_length.observe(length)
+    if not log.isEnabledFor(logging.INFO):
+        return
     line: dict[str, Any] = {
         "event": "request",
         "request_id": call.id,
@@ -294,26 +311,26 @@ async def unless_gone(call: Call, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGoneError, DeadlineError: given up.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(call.request))
+    watch = asyncio.ensure_future(_cancel_when_gone(call.request, asyncio.current_task()))
     left = None if call.work.deadline is None else max(call.work.deadline - time.monotonic(), 0.0)
     try:
-        done, _ = await asyncio.wait({task, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if task in done:
-            return task.result()
-        if gone in done:
-            raise ClientGoneError("the client left before the answer was there")
-        raise DeadlineError("the answer was not there in time; ask for less at once, or allow more time")
+        async with asyncio.timeout(left):
+            return await work
+    except asyncio.CancelledError:
+        if not watch.done() or watch.cancelled():
+            raise
+        raise ClientGoneError("the client left before the answer was there") from None
+    except TimeoutError:
+        raise DeadlineError("the answer was not there in time; ask for less at once, or allow more time") from None
     finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        watch.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _cancel_when_gone(request: Request, task: asyncio.Task[Any] | None) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    if task is not None:
+        task.cancel()
 
 
 def json_response(body: Any, status: int = 200) -> Response:

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel
 from starlette.responses import Response
+from starlette.routing import request_response
 
 from qwen3_embedding.serving.dialects import Dialect
 from qwen3_embedding.serving.requests import Body, Call, endpoint, parse, read_json, unless_gone
@@ -82,6 +83,7 @@ def add_post(app: FastAPI, path: str, run: Any, models: tuple[type[BaseModel], .
         responses={200: {"content": {"application/json": {"schema": doc.answer}}}, **_errors()},
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
     )
+    _call_straight(app, run)
 
 
 def get(
@@ -106,6 +108,12 @@ def get(
             name=f"{doc.tag} {path}",
             responses={200: {"content": {media_type: {"schema": doc.answer}}}, **_errors(401, 404, 500, 503)},
         )
+        _call_straight(app, app.routes[-1].endpoint)  # type: ignore[attr-defined]
+
+
+def _call_straight(app: FastAPI, run: Any) -> None:
+    """Let the route added last call ``run`` itself: it takes the bare request, so FastAPI has nothing to prepare."""
+    app.routes[-1].app = request_response(run)  # type: ignore[attr-defined]
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -72,6 +72,8 @@ class _JsonLines(logging.Formatter):
         message = record.getMessage()
         line: dict[str, Any] = {"time": self.formatTime(record), "level": record.levelname.lower()}
         if message.startswith("{"):
+            if not record.exc_info:
+                return f"{json.dumps(line)[:-1]}, {message[1:]}"
             line |= json.loads(message)
         else:
             line |= {"event": "server", "message": message}

@@ -21,6 +21,7 @@ from qwen3_embedding.serving.prompts import split_suffix
 from qwen3_embedding.serving.queue import TokenQueue
 from qwen3_embedding.serving.services import EmbedderService, ModelService, RerankerService
 from qwen3_embedding.serving.settings import ServerSettings
+from qwen3_embedding.serving.tracing import Traces
 
 Service = TypeVar("Service", bound=ModelService)
 
@@ -44,6 +45,7 @@ class Server:
         settings: see :class:`ServerSettings`. The token budget of a batch is the smaller of the settings' and the
             model's own for its device.
         pool: worker processes behind the engines, ended with the server.
+        traces: where the spans of requests go; ``None`` makes none.
     """
 
     def __init__(
@@ -52,10 +54,12 @@ class Server:
         rerankers: Mapping[str, Reranker | Engine] | None = None,
         settings: ServerSettings | None = None,
         pool: WorkerPool | None = None,
+        traces: Traces | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
         self.keys = Keys(self.settings.keys)
         self.metrics = Metrics()
+        self.traces = traces
         self.draining = False
         if not embedders and not rerankers:
             raise ValueError("nothing to serve: got neither an embedder nor a reranker")
@@ -138,6 +142,8 @@ class Server:
         self._threads.shutdown(wait=False)
         if self._pool is not None:
             self._pool.close()
+        if self.traces is not None:
+            self.traces.close()
         return all(drained)
 
 

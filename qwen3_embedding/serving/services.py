@@ -72,6 +72,15 @@ class Work:
     queue_s: float = 0.0
     inference_s: float = 0.0
     cuts: list[Cut] = field(default_factory=list)
+    steps: list[tuple[str, float, float]] = field(default_factory=list)
+    """Name, beginning and end (``time.monotonic()``) of what was done, for traces."""
+    rows_at: float = 0.0
+    """When the last row was there."""
+
+    def step(self, name: str, began: float, ended: float) -> None:
+        """Something was done."""
+        self.steps.append((name, began, ended))
+        self.rows_at = ended
 
 
 class ModelService:
@@ -108,7 +117,9 @@ class ModelService:
             encoded = _encode(encode)
         else:
             encoded = await asyncio.get_running_loop().run_in_executor(self._threads, _encode, encode)
-        work.tokenization_s += time.monotonic() - began
+        encoded_at = time.monotonic()
+        work.tokenization_s += encoded_at - began
+        work.step("tokenise", began, encoded_at)
         self._begin(work)
         work.characters += characters
         self._note_cuts(work, encoded, limit)
@@ -121,6 +132,9 @@ class ModelService:
         rows = await _wait(ticket, work.deadline)
         work.queue_s += ticket.queue_seconds
         work.inference_s += ticket.compute_seconds
+        computed_from = ticket.submitted_at + ticket.queue_seconds
+        work.step("queue", ticket.submitted_at, computed_from)
+        work.step("compute", computed_from, computed_from + ticket.compute_seconds)
         return rows
 
     def _note_cuts(self, work: Work, encoded: Encoded, limit: Limit) -> None:
@@ -195,6 +209,7 @@ class EmbedderService(ModelService):
         finally:
             self._token_waiters -= 1
             work.inference_s += time.monotonic() - began
+            work.step("compute", began, time.monotonic())
 
     def _encode(self, texts: list[str], prompt: Prompt, limit: Limit) -> Encoded:
         most = self._most(limit)
@@ -265,7 +280,8 @@ async def _wait(ticket: Ticket, deadline: float | None) -> FloatArray:
     """The ticket's rows; whoever stops waiting takes the ticket out of the queue."""
     timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(ticket.future), timeout)
+        async with asyncio.timeout(timeout):
+            return await asyncio.wrap_future(ticket.future)
     except TimeoutError:
         raise DeadlineError("the result was not there in time; ask for less at once, or allow more time") from None
     finally:
