@@ -180,6 +180,7 @@ class _Worker:
 
     def __init__(self, compute: Compute | Restartable) -> None:
         self.compute = compute
+        self._restartable = compute if isinstance(compute, Restartable) else None
         self.running: list[_Job] = []
         self.since = 0.0
         self.failed_starts = 0
@@ -188,15 +189,15 @@ class _Worker:
 
     @property
     def alive(self) -> bool:
-        return self.compute.alive if isinstance(self.compute, Restartable) else True
+        return self._restartable is None or self._restartable.alive
 
     @property
     def restarts(self) -> int:
-        return self.compute.restarts if isinstance(self.compute, Restartable) else 0
+        return 0 if self._restartable is None else self._restartable.restarts
 
     def prepare(self) -> None:
-        if isinstance(self.compute, Restartable):
-            self.compute.prepare()
+        if self._restartable is not None:
+            self._restartable.prepare()
 
 
 class Ticket:

@@ -37,14 +37,14 @@ class Arguments(BaseModel):
     adapters: list[str] = Field(default_factory=list)
     device: str = "auto"
     dtype: str = "auto"
-    max_batch_tokens: int | None = Field(None, ge=1)
-    max_waiting_tokens: int = Field(1_000_000, ge=1)
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    max_waiting_tokens: int = Field(default=1_000_000, ge=1)
     api_key_file: Path | None = None
     """Read on the machine of each replica."""
-    replicas: int = Field(1, ge=1)
-    cpus: float = Field(1, ge=0)
+    replicas: int = Field(default=1, ge=1)
+    cpus: float = Field(default=1, ge=0)
     """Cores that Ray reserves for a replica."""
-    gpus: float = Field(0, ge=0)
+    gpus: float = Field(default=0, ge=0)
     """GPUs of a replica: 1, or a part for small models."""
 
     @field_validator("embedders", "rerankers", "adapters", mode="before")

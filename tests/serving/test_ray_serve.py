@@ -33,9 +33,14 @@ def replicas(embedder_folder: Path, reranker_folder: Path) -> Iterator[str]:
     ray.init(num_cpus=2, include_dashboard=False, logging_level="error", log_to_driver=False)
     try:
         serve.start(http_options={"host": "127.0.0.1", "port": port})
-        arguments = Arguments(
-            embedders=f"tiny={embedder_folder}", rerankers=[f"judge={reranker_folder}"], replicas=2, cpus=0.5
-        )  # type: ignore[arg-type]
+        arguments = Arguments.model_validate(
+            {
+                "embedders": f"tiny={embedder_folder}",
+                "rerankers": [f"judge={reranker_folder}"],
+                "replicas": 2,
+                "cpus": 0.5,
+            }
+        )
         serve.run(build(arguments), name="qwen3", route_prefix="/")
         yield f"http://127.0.0.1:{port}"
         serve.shutdown()
