@@ -31,6 +31,8 @@ from tests.serving.test_faults import until
 if TYPE_CHECKING:
     from qwen3_embedding import Embedder, Reranker
 
+PATIENCE_S = 240
+"""For a process to load torch and models, however busy the machine is."""
 TEXTS = ["one text", "another, longer text", "größer 漢字 🦊"]
 
 
@@ -107,7 +109,7 @@ def test_kill_9_under_load_costs_a_503_and_nothing_else(
     numbers = [number for number in asked if statuses[number] == 200]
     got = [answers[number].json()["data"][0]["embedding"] for number in numbers]
     np.testing.assert_allclose(got, embedder.embed_documents([asked[number] for number in numbers]), atol=2e-5)
-    until(lambda: first.alive and first.restarts == 1, 60)
+    until(lambda: first.alive and first.restarts == 1, PATIENCE_S)
     until(lambda: server.health().ready)
     metrics = httpx.get(f"{url}/metrics").text
     assert 'qwen3_worker_restarts_total{model="e"} 1.0' in metrics
@@ -116,6 +118,7 @@ def test_kill_9_under_load_costs_a_503_and_nothing_else(
 
 def test_a_worker_that_dies_idle_costs_nobody_anything(pooled: tuple[str, Server, WorkerPool]) -> None:
     url, _, pool = pooled
+    until(lambda: all(process.alive for process in pool.processes), PATIENCE_S)
     for process in pool.processes:
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
@@ -123,8 +126,8 @@ def test_a_worker_that_dies_idle_costs_nobody_anything(pooled: tuple[str, Server
     assert httpx.get(f"{url}/health").status_code == 503
     assert httpx.get(f"{url}/health/live").status_code == 200
     # It waits for the new worker instead of failing with the old one.
-    assert httpx.post(f"{url}/embed", json={"inputs": "x"}, timeout=60).status_code == 200
-    until(lambda: httpx.get(f"{url}/health").status_code == 200, 60)
+    assert httpx.post(f"{url}/embed", json={"inputs": "x"}, timeout=PATIENCE_S).status_code == 200
+    until(lambda: httpx.get(f"{url}/health").status_code == 200, PATIENCE_S)
 
 
 def test_a_model_that_cannot_be_loaded_is_told_at_once(embedder_folder: Path, tmp_path: Path) -> None:
