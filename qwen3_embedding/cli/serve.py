@@ -15,8 +15,22 @@ def command(
         typer.Option(help="Embedder to serve, [NAME=]SOURCE: folder, hub id or bundled name. Repeatable."),
     ] = None,
     reranker: Annotated[list[str] | None, typer.Option(help="Reranker to serve, [NAME=]SOURCE. Repeatable.")] = None,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="LoRA adapter to serve as a model of its own: NAME=FOLDER, or NAME=BASE:FOLDER. Repeatable."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=0, help="Worker processes; each holds all models. Default: one a GPU, one on the CPU. 0: no process."
+        ),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Take hub ids from the local cache only.")] = False,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.")] = 8080,
+    grpc_port: Annotated[
+        int | None, typer.Option(help="Port for gRPC in text-embeddings-inference's words; none without it.")
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -46,6 +60,10 @@ def command(
     ] = 0,
     request_timeout: Annotated[float, typer.Option(help="Seconds after which a request is given up.")] = 600.0,
     drain: Annotated[float, typer.Option(help="Seconds that accepted requests may take after SIGTERM.")] = 60.0,
+    otlp_endpoint: Annotated[
+        str | None, typer.Option(help="URL of an OpenTelemetry collector that traces are sent to; none without it.")
+    ] = None,
+    otlp_service_name: Annotated[str, typer.Option(help="Under which the traces are filed.")] = "qwen3-embedding",
     log_level: Annotated[str, typer.Option(help="debug, info, warning, error.")] = "info",
 ) -> None:
     """Serve models over HTTP in the dialects of OpenAI, Cohere, Jina, TEI and vLLM; playground at /.
@@ -56,9 +74,13 @@ def command(
 
     for module in ("fastapi", "uvicorn", "orjson", "prometheus_client"):
         require(module, extra="serve")
+    if grpc_port is not None:
+        for module in ("grpc", "google.protobuf"):
+            require(module, extra="grpc")
     from qwen3_embedding.serving.auth import Key, read_key_file
     from qwen3_embedding.serving.queue import QueueSettings
     from qwen3_embedding.serving.settings import ServerSettings, check_truncation
+    from qwen3_embedding.serving.tracing import Traces
 
     if not embedder and not reranker:
         embedder, reranker = ["nano-embedding"], ["nano-reranker"]
@@ -77,38 +99,26 @@ def command(
             cache_bytes=cache_mb * 2**20,
         ),
     )
+    traces = Traces.over_otlp(otlp_endpoint, otlp_service_name) if otlp_endpoint else None
     # What takes seconds to import comes after everything that a caller can get wrong.
-    from qwen3_embedding.inference.embedder import Embedder
-    from qwen3_embedding.inference.reranker import Reranker
-    from qwen3_embedding.serving.run import Address, run
-    from qwen3_embedding.serving.server import Server, load_models
+    import torch
 
-    embedders = load_models(
-        embedder or [],
-        lambda source: Embedder.from_pretrained(
-            source,
-            device,
-            dtype,
-            max_tokens=max_tokens,
-            batch_tokens=max_batch_tokens,
-            kernel=kernel,
-            reproducible=reproducible,
-        ),
-    )
-    rerankers = load_models(
-        reranker or [],
-        lambda source: Reranker.from_pretrained(
-            source,
-            device,
-            dtype,
-            max_tokens=max_tokens,
-            batch_tokens=max_batch_tokens,
-            kernel=kernel,
-            reproducible=reproducible,
-        ),
-    )
-    server = Server(embedders, rerankers, settings)
+    from qwen3_embedding.serving.models import LoadSettings, find_models
+    from qwen3_embedding.serving.processes import WorkerPool, worker_devices
+    from qwen3_embedding.serving.run import Address, run
+    from qwen3_embedding.serving.server import Server
+
+    specs = find_models(embedder or [], reranker or [], adapter or [], offline)
+    load = LoadSettings(device, dtype, max_tokens, max_batch_tokens, kernel, reproducible)
+    if workers == 0:
+        server = Server.load(specs, load, settings)
+    else:
+        devices = worker_devices(device, workers, torch.cuda.device_count())
+        # Threads that spin while they wait would take the cores from the server that feeds them.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
+        server = Server.over(WorkerPool(specs, load, devices, environment), specs, settings)
+    server.traces = traces
     for service in server.services:
         typer.echo(f"serving {service.name}: {service.dtype} on {service.device}", err=True)
     typer.echo(f"playground: http://{host}:{port}/", err=True)
-    run(server, Address(host, port), log_level)
+    run(server, Address(host, port), log_level, grpc_port)

@@ -119,9 +119,9 @@ class Tokenizer:
         """What each id stands for, readable; part of a character shows as ``\\ufffd``."""
         return [self._with_special.decode([token], skip_special_tokens=False) for token in ids]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, special tokens written out."""
-        return self._with_special.decode(list(ids), skip_special_tokens=False)
+    def decode(self, ids: Sequence[int], skip_special: bool = False) -> str:
+        """The text of ids; special tokens are written out, or left out with ``skip_special``."""
+        return self._with_special.decode(list(ids), skip_special_tokens=skip_special)
 
     def encode_documents(self, texts: Sequence[str], max_tokens: int | None = None) -> Encoded:
         """Embedder documents: the bare text and the end token; no instruction ever."""

@@ -21,12 +21,25 @@ from qwen3_embedding.serving.routing import MODELS
 from qwen3_embedding.serving.server import Server
 
 
-def create_app(server: Server) -> FastAPI:
-    """The ASGI application of ``server``. When it shuts down, accepted requests are answered first."""
+def create_app(server: Server, rpc: tuple[str, int] | None = None) -> FastAPI:
+    """The ASGI application of ``server``. When it shuts down, accepted requests are answered first.
+
+    Args:
+        server: the models.
+        rpc: host and port on which gRPC listens as well, while the application runs; port 0 picks a free one
+            (``app.state.rpc.port``).
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        if rpc is not None:
+            from qwen3_embedding.serving.rpc.server import Rpc
+
+            app.state.rpc = Rpc(server)
+            await app.state.rpc.start(*rpc)
         yield
+        if rpc is not None:
+            await app.state.rpc.stop()
         await asyncio.to_thread(server.close)
 
     app = FastAPI(
@@ -36,6 +49,7 @@ def create_app(server: Server) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours are in tracing.py and metrics.py
         lifespan=lifespan,
     )
     app.state.server = server

@@ -62,6 +62,8 @@ class _QueueGauges(Collector):
         "qwen3_queue_waiting_tokens": ("waiting_tokens", "gauge", "Tokens that wait."),
         "qwen3_queue_running_tokens": ("running_tokens", "gauge", "Tokens of the running batch."),
         "qwen3_tokens_per_second": ("tokens_per_second", "gauge", "Speed of the last batches while they ran."),
+        "qwen3_workers": ("workers", "gauge", "Workers of the model."),
+        "qwen3_workers_alive": ("workers_alive", "gauge", "Workers that run."),
         "qwen3_cache_bytes": ("cache_bytes", "gauge", "Size of the cache of finished rows."),
         "qwen3_batches": ("batches", "counter", "Batches computed."),
         "qwen3_computed_tokens": ("computed_tokens", "counter", "Tokens computed; shared beginnings once a batch."),

@@ -1,8 +1,8 @@
 """Continuous batching by tokens, across callers. No HTTP and no torch: token ids in, one row of numbers each out.
 
-One worker thread runs ``compute`` on a batch; whatever arrives meanwhile makes up the next batch. So nothing waits for
-a timer, a lone request runs at once, and the batches grow with the load. What a batch shares (the same prompt, the
-same query before many documents) ``compute`` finds itself, as it sees the sequences of all callers together.
+One worker thread for each ``compute`` runs it on a batch; whatever arrives meanwhile makes up the next batch. So
+nothing waits for a timer, a lone request runs at once, and the batches grow with the load. What a batch shares (the
+same prompt, the same query before many documents) ``compute`` finds itself: it sees the sequences of all callers.
 
 - Two lanes: short submissions go before bulk; bulk keeps a share of every batch, so neither starves.
 - Within a lane callers take turns by the tokens they were served (start-time fair queuing), not by who asked most.
@@ -11,7 +11,7 @@ same query before many documents) ``compute`` finds itself, as it sees the seque
 - A cancelled or expired submission leaves the queue, unless somebody else waits for the same input.
 - A failing batch is halved until the input at fault stands alone; only its callers see the error.
 - A row that is not finite is computed once more on its own, then refused.
-- A worker that dies fails its running batch (503), is replaced, and what waited goes on.
+- A worker that dies fails its running batch (503), is replaced, and what waited goes on, meanwhile with the others.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -43,12 +44,43 @@ Compute = Callable[[list[list[int]]], FloatArray]
 """Token-id sequences in, float32 of shape (N,) or (N, D) out, in the same order. Runs on the worker thread only."""
 
 MIN_BATCH_TOKENS = 256
+BROKEN_AFTER = 2
+"""So many failed starts in a row, and what waits for this worker is refused instead of kept."""
+LONGEST_PAUSE_S = 30.0
+"""Between two attempts to start a worker; the first pause is a second and each next one twice as long."""
 RATE_MEMORY = 0.9
 """How much of the measured tokens and seconds the next batch inherits; about the last ten batches count."""
 
 
 class WorkerDiedError(UnavailableError):
     """The worker was lost while it computed this; it is being replaced."""
+
+
+@runtime_checkable
+class Restartable(Protocol):
+    """A ``compute`` that runs elsewhere and can be lost: a process."""
+
+    def __call__(self, sequences: list[list[int]]) -> FloatArray:
+        """See :data:`Compute`."""
+        ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether it could compute now."""
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """How often it was started again."""
+        ...
+
+    def prepare(self) -> None:
+        """Start it if it is not running; blocks until it can compute.
+
+        Raises:
+            Exception: it cannot be started.
+        """
+        ...
 
 
 class Lane(enum.IntEnum):
@@ -120,8 +152,10 @@ class QueueStats:
     recomputed_rows: int
     """Rows that were not finite at first."""
     running_seconds: float
-    """How long the running batch has been running; 0 when idle."""
+    """How long the longest running batch has been running; 0 when idle."""
     accepting: bool
+    workers: int
+    workers_alive: int
 
 
 @dataclass(slots=True, eq=False)
@@ -139,6 +173,31 @@ class _Job:
     waiters: list[tuple[Ticket, int]] = field(default_factory=list)
     running: bool = False
     dropped: bool = False
+
+
+class _Worker:
+    """One ``compute``, the thread that feeds it, and the batch it is at."""
+
+    def __init__(self, compute: Compute | Restartable) -> None:
+        self.compute = compute
+        self._restartable = compute if isinstance(compute, Restartable) else None
+        self.running: list[_Job] = []
+        self.since = 0.0
+        self.failed_starts = 0
+        self.failure = ""
+        self.thread: threading.Thread | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self._restartable is None or self._restartable.alive
+
+    @property
+    def restarts(self) -> int:
+        return 0 if self._restartable is None else self._restartable.restarts
+
+    def prepare(self) -> None:
+        if self._restartable is not None:
+            self._restartable.prepare()
 
 
 class Ticket:
@@ -275,10 +334,11 @@ class _RowCache:
 
 
 class TokenQueue:
-    """Runs ``compute`` on the inputs of many callers, batch after batch, on one worker thread.
+    """Runs ``compute`` on the inputs of many callers, batch after batch.
 
     Args:
-        compute: token-id sequences to one float32 row each; see :data:`Compute`.
+        compute: token-id sequences to one float32 row each, see :data:`Compute`; or several that do the same (one a
+            GPU), each fed by a thread of its own. One that is :class:`Restartable` is started again when it is lost.
         settings: see :class:`QueueSettings`.
         name: for the thread's name and messages.
         on_batch: called after every batch, on the worker thread; must be quick and must not raise.
@@ -286,22 +346,19 @@ class TokenQueue:
 
     def __init__(
         self,
-        compute: Compute,
+        compute: Compute | Sequence[Compute | Restartable],
         settings: QueueSettings | None = None,
         name: str = "queue",
         on_batch: Callable[[BatchReport], None] | None = None,
     ) -> None:
         self.settings = settings or QueueSettings()
         self.name = name
-        self._compute = compute
         self._on_batch = on_batch
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._idle = threading.Condition(self._lock)
         self._lanes = {lane: _FairLane(self._still_wanted) for lane in Lane}
         self._jobs: dict[bytes, _Job] = {}
-        self._running: list[_Job] = []
-        self._running_since = 0.0
         self._expired: list[Ticket] = []
         self._waiting_tokens = 0
         self._waiting_sequences = 0
@@ -312,7 +369,11 @@ class TokenQueue:
         self._batches = self._computed_tokens = self._joined = self._cache_hits = self._restarts = self._recomputed = 0
         self._accepting = True
         self._closed = False
-        self._worker = self._start_worker()
+        self._workers = [_Worker(one) for one in ([compute] if callable(compute) else compute)]
+        if not self._workers:
+            raise ValueError("a queue needs at least one worker")
+        for worker in self._workers:
+            self._start(worker)
 
     # -- callers ------------------------------------------------------------------------------------------------------
 
@@ -355,21 +416,24 @@ class TokenQueue:
 
     def stats(self) -> QueueStats:
         """What is going on now."""
+        now = time.monotonic()
         with self._lock:
             return QueueStats(
                 waiting_tokens=self._waiting_tokens,
                 waiting_sequences=self._waiting_sequences,
-                running_tokens=sum(len(job.ids) for job in self._running),
-                tokens_per_second=self._rate(),
+                running_tokens=sum(len(job.ids) for worker in self._workers for job in worker.running),
+                tokens_per_second=self._rate() * len(self._workers),
                 batches=self._batches,
                 computed_tokens=self._computed_tokens,
                 joined=self._joined,
                 cache_hits=self._cache_hits,
                 cache_bytes=self._cache.size if self._cache else 0,
-                restarts=self._restarts,
+                restarts=self._restarts + sum(worker.restarts for worker in self._workers),
                 recomputed_rows=self._recomputed,
-                running_seconds=time.monotonic() - self._running_since if self._running else 0.0,
+                running_seconds=max(now - worker.since if worker.running else 0.0 for worker in self._workers),
                 accepting=self._accepting,
+                workers=len(self._workers),
+                workers_alive=sum(worker.alive for worker in self._workers),
             )
 
     def close(self, drain: bool = True, timeout: float | None = None) -> bool:
@@ -381,7 +445,7 @@ class TokenQueue:
         with self._lock:
             self._accepting = False
             if drain:
-                drained = self._idle.wait_for(lambda: not self._waiting_sequences and not self._running, timeout)
+                drained = self._idle.wait_for(self._is_idle, timeout)
             else:
                 drained = not self._waiting_sequences
             leftover = self._drop_all_waiting()
@@ -389,9 +453,18 @@ class TokenQueue:
             self._wake.notify_all()
         for ticket in leftover:
             ticket._fail(UnavailableError("the server is shutting down before this was computed; try another replica"))
-        if threading.current_thread() is not self._worker:
-            self._worker.join(timeout=5.0)
+        for worker in self._workers:
+            if worker.thread is not None and worker.thread is not threading.current_thread():
+                worker.thread.join(timeout=5.0)
         return drained
+
+    def nudge(self) -> None:
+        """A worker was lost: let its thread notice, also if it waits for work."""
+        with self._lock:
+            self._wake.notify_all()
+
+    def _is_idle(self) -> bool:
+        return not self._waiting_sequences and not any(worker.running for worker in self._workers)
 
     # -- admission ----------------------------------------------------------------------------------------------------
 
@@ -407,6 +480,8 @@ class TokenQueue:
         """Queue what is new of a submission, join what is under way. True if everything was cached."""
         if not self._accepting:
             raise UnavailableError(f"{self.name} is shutting down; try again later", retry_after_s=5.0)
+        if all(worker.failed_starts >= BROKEN_AFTER for worker in self._workers):
+            raise self._broken()
         cached: dict[bytes, FloatArray] = {}
         new: dict[bytes, list[int]] = {}
         for key, sequence in sequences.items():
@@ -462,7 +537,7 @@ class TokenQueue:
     def _retry_after(self, cost: int) -> float:
         """Seconds until there is room for ``cost`` tokens, by the measured speed."""
         over = self._waiting_tokens + cost - self.settings.max_waiting_tokens
-        rate = self._rate()
+        rate = self._rate() * max(1, sum(worker.alive for worker in self._workers))
         return 1.0 if rate <= 0 else min(max(over / rate, 1.0), 300.0)
 
     def _promote(self, job: _Job, lane: Lane) -> None:
@@ -488,7 +563,7 @@ class TokenQueue:
             if not job.waiters and not job.running and not job.dropped:
                 self._drop(job)
         ticket._jobs = []
-        if not self._waiting_sequences and not self._running:
+        if self._is_idle():
             self._idle.notify_all()
 
     def _drop(self, job: _Job) -> None:
@@ -506,31 +581,66 @@ class TokenQueue:
 
     # -- the worker ---------------------------------------------------------------------------------------------------
 
-    def _start_worker(self) -> threading.Thread:
-        worker = threading.Thread(target=self._work, name=f"{self.name}-worker", daemon=True)
-        worker.start()
-        return worker
+    def _start(self, worker: _Worker) -> None:
+        number = self._workers.index(worker)
+        worker.thread = threading.Thread(
+            target=self._work, args=(worker,), name=f"{self.name}-worker-{number}", daemon=True
+        )
+        worker.thread.start()
 
-    def _work(self) -> None:
+    def _work(self, worker: _Worker) -> None:
         try:
             while True:
-                batch = self._next_batch()
+                if not self._prepare(worker):
+                    return
+                batch = self._next_batch(worker)
                 if batch is None:
                     return
                 if batch:
-                    self._run(batch)
+                    self._run(worker, batch)
         except BaseException as error:
-            self._replace_worker(error)
+            self._replace(worker, error)
 
-    def _replace_worker(self, error: BaseException) -> None:
-        """The worker died: its batch is answered with 503, what waits goes on with a new worker."""
+    def _prepare(self, worker: _Worker) -> bool:
+        """Have the worker running; false when the queue closed meanwhile. What cannot be started is tried again."""
+        while not worker.alive:
+            try:
+                worker.prepare()
+            except Exception as error:
+                if not self._pause(worker, error):
+                    return False
+        worker.failed_starts = 0
+        return True
+
+    def _pause(self, worker: _Worker, error: Exception) -> bool:
+        """After a failed start; false when the queue closed meanwhile. If no worker starts, nobody is kept waiting."""
+        refused: list[Ticket] = []
         with self._lock:
-            lost, self._running = self._running, []
+            worker.failed_starts += 1
+            worker.failure = str(error)
+            if all(other.failed_starts >= BROKEN_AFTER for other in self._workers):
+                refused = self._drop_all_waiting()
+                self._idle.notify_all()
+        for ticket in refused:
+            ticket._fail(self._broken())
+        with self._lock:
+            self._wake.wait_for(lambda: self._closed, min(2.0 ** (worker.failed_starts - 1), LONGEST_PAUSE_S))
+            return not self._closed
+
+    def _broken(self) -> UnavailableError:
+        return UnavailableError(
+            f"no worker of {self.name} can be started ({self._workers[0].failure}); the server keeps trying",
+            retry_after_s=10.0,
+        )
+
+    def _replace(self, worker: _Worker, error: BaseException) -> None:
+        """A worker's thread died: its batch is answered with 503, what waits goes on with a new thread."""
+        with self._lock:
+            lost, worker.running = worker.running, []
             tickets = self._take_waiters(lost)
             self._restarts += 1
-            closed = self._closed
-            if not closed:
-                self._worker = self._start_worker()
+            if not self._closed:
+                self._start(worker)
             self._idle.notify_all()
         for ticket in tickets:
             ticket._fail(
@@ -540,14 +650,16 @@ class TokenQueue:
                 )
             )
 
-    def _next_batch(self) -> list[_Job] | None:
-        """Wait for work; ``None`` when the queue is closed and empty."""
+    def _next_batch(self, worker: _Worker) -> list[_Job] | None:
+        """Wait for work; ``None`` when the queue is closed and empty, no job when the worker was lost meanwhile."""
         with self._lock:
             while not self._waiting_sequences:
                 if self._closed:
                     return None
+                if not worker.alive:
+                    return []
                 self._wake.wait()
-            batch = self._choose()
+            batch = self._choose(worker)
             expired, self._expired = self._expired, []
             now = time.monotonic()
             for job in batch:
@@ -557,8 +669,10 @@ class TokenQueue:
                 for ticket, _ in job.waiters:
                     if ticket.started_at is None:
                         ticket.started_at = now
-            self._running, self._running_since = batch, now
-            if not batch:
+            worker.running, worker.since = batch, now
+            if self._waiting_sequences:
+                self._wake.notify()  # another worker may be idle
+            if self._is_idle():
                 self._idle.notify_all()
         for ticket in expired:
             ticket._fail(
@@ -576,9 +690,9 @@ class TokenQueue:
             self._expired.append(ticket)
         return not job.dropped
 
-    def _choose(self) -> list[_Job]:
+    def _choose(self, worker: _Worker) -> list[_Job]:
         """The next batch: queries first, a share for bulk beside them; all of it for bulk where no query waits."""
-        budget = self._budget()
+        budget = self._budget(worker)
         query, bulk = self._lanes[Lane.QUERY], self._lanes[Lane.BULK]
         bulk_waits = bulk.peek() is not None
         picker = _Picker(budget)
@@ -592,36 +706,41 @@ class TokenQueue:
         picker.fill(query, budget)
         return picker.batch
 
-    def _budget(self) -> int:
+    def _budget(self, worker: _Worker) -> int:
         rate, seconds, most = self._rate(), self.settings.batch_seconds, self.settings.max_batch_tokens
-        if seconds is None or rate <= 0:
-            return most
-        return int(min(max(rate * seconds, MIN_BATCH_TOKENS), most))
+        if seconds is not None and rate > 0:
+            most = int(min(max(rate * seconds, MIN_BATCH_TOKENS), most))
+        idle = sum(other.alive and not other.running for other in self._workers if other is not worker)
+        if idle and not self._closed:
+            # What waits is shared out, so that no worker stands by while another takes it all.
+            most = min(most, max(-(-self._waiting_tokens // (idle + 1)), MIN_BATCH_TOKENS))
+        return most
 
     def _rate(self) -> float:
-        """Tokens per second of the last batches; 0 before the first."""
+        """Tokens per second of one worker in the last batches; 0 before the first."""
         return self._rate_tokens / self._rate_seconds if self._rate_seconds > 0 else 0.0
 
-    def _run(self, batch: list[_Job]) -> None:
+    def _run(self, worker: _Worker, batch: list[_Job]) -> None:
         """Compute a batch; what fails is halved until the input at fault is alone."""
         began = time.monotonic()
         failed = 0
-        for part, outcome in self._attempt(batch):
+        for part, outcome in self._attempt(worker, batch):
             if isinstance(outcome, ServingError):
                 failed += len(part)
                 self._fail(part, outcome)
             else:
                 self._deliver(part, outcome)
-        self._account(batch, time.monotonic() - began, failed)
+        self._account(worker, batch, time.monotonic() - began, failed)
 
-    def _attempt(self, batch: list[_Job]) -> Iterator[tuple[list[_Job], FloatArray | ServingError]]:
+    def _attempt(self, worker: _Worker, batch: list[_Job]) -> Iterator[tuple[list[_Job], FloatArray | ServingError]]:
         parts = [batch]
         while parts:
             part = parts.pop()
             try:
-                rows = self._rows(part)
+                rows = self._rows(worker, part)
             except WorkerDiedError as error:
-                yield part, error
+                yield [job for lost in (part, *parts) for job in lost], error
+                return
             except Exception as error:
                 if len(part) > 1:
                     middle = len(part) // 2
@@ -629,15 +748,17 @@ class TokenQueue:
                 else:
                     yield part, error if isinstance(error, ServingError) else _wrap(error)
             else:
-                yield from self._guard(part, rows)
+                yield from self._guard(worker, part, rows)
 
-    def _rows(self, part: list[_Job]) -> FloatArray:
-        rows = np.asarray(self._compute([job.ids for job in part]), dtype=np.float32)
+    def _rows(self, worker: _Worker, part: list[_Job]) -> FloatArray:
+        rows = np.asarray(worker.compute([job.ids for job in part]), dtype=np.float32)
         if rows.ndim not in (1, 2) or len(rows) != len(part):
             raise ComputeError(f"compute gave shape {rows.shape} for {len(part)} sequences; wanted one row each")
         return rows
 
-    def _guard(self, part: list[_Job], rows: FloatArray) -> Iterator[tuple[list[_Job], FloatArray | ServingError]]:
+    def _guard(
+        self, worker: _Worker, part: list[_Job], rows: FloatArray
+    ) -> Iterator[tuple[list[_Job], FloatArray | ServingError]]:
         """Let finite rows pass; compute the others once more, each on its own, then refuse them."""
         finite = np.asarray(np.isfinite(rows.reshape(len(part), -1)).all(axis=1))
         if finite.all():
@@ -647,8 +768,8 @@ class TokenQueue:
         for index in np.flatnonzero(~finite):
             with self._lock:
                 self._recomputed += 1
-            row = self._rows([part[index]])
-            if np.isfinite(row).all():
+            row = self._again(worker, part[index])
+            if isinstance(row, ServingError) or np.isfinite(row).all():
                 yield [part[index]], row
             else:
                 yield (
@@ -658,6 +779,12 @@ class TokenQueue:
                         "alone; serve the model with dtype float32 or bfloat16"
                     ),
                 )
+
+    def _again(self, worker: _Worker, job: _Job) -> FloatArray | ServingError:
+        try:
+            return self._rows(worker, [job])
+        except Exception as error:
+            return error if isinstance(error, ServingError) else _wrap(error)
 
     def _deliver(self, part: list[_Job], rows: FloatArray) -> None:
         finished: list[Ticket] = []
@@ -687,7 +814,7 @@ class TokenQueue:
             self._leave(ticket)
         return list(tickets)
 
-    def _account(self, batch: list[_Job], seconds: float, failed: int) -> None:
+    def _account(self, worker: _Worker, batch: list[_Job], seconds: float, failed: int) -> None:
         groups = {id(job.group): job.shared for job in batch}
         tokens = sum(job.cost for job in batch) + sum(groups.values())
         with self._lock:
@@ -695,8 +822,8 @@ class TokenQueue:
             self._computed_tokens += tokens
             self._rate_tokens = RATE_MEMORY * self._rate_tokens + tokens
             self._rate_seconds = RATE_MEMORY * self._rate_seconds + seconds
-            self._running = []
-            if not self._waiting_sequences:
+            worker.running = []
+            if self._is_idle():
                 self._idle.notify_all()
         if self._on_batch is not None:
             self._on_batch(BatchReport(len(batch), tokens, seconds, failed))

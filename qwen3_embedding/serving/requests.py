@@ -9,7 +9,7 @@ import math
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from typing import Any, Protocol, TypeVar
 
 import orjson
@@ -32,11 +32,13 @@ from qwen3_embedding.serving.metrics import Metrics
 from qwen3_embedding.serving.queue import Lane
 from qwen3_embedding.serving.services import Work
 from qwen3_embedding.serving.settings import ServerSettings
+from qwen3_embedding.serving.tracing import Traces
 
 log = logging.getLogger("qwen3_embedding.serving")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LANES = {"query": Lane.QUERY, "bulk": Lane.BULK}
+UNTRACED = ("/health", "/health/ready", "/health/live", "/ping", "/metrics", "/Check")
 REPORTED_CUTS = 100
 """So many cut texts are named in the header; all are counted."""
 
@@ -50,6 +52,26 @@ class Host(Protocol):
     settings: ServerSettings
     keys: Keys
     metrics: Metrics
+    traces: Traces | None
+
+
+class Served(Protocol):
+    """What accounting needs of a request, over HTTP or gRPC."""
+
+    @property
+    def host(self) -> Host:
+        """The server."""
+        ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Headers of the request."""
+        ...
+
+    id: str
+    route: str
+    began: float
+    work: Work
 
 
 class Call:
@@ -60,10 +82,14 @@ class Call:
         self.request = request
         self.route = route
         self.began = time.monotonic()
-        given = request.headers.get("x-request-id", "")
-        self.id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        self.id = request_id(request.headers.get("x-request-id", ""))
         self.work = Work(Caller("unknown"))
         self.ignored: list[str] = []
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """Headers of the request."""
+        return self.request.headers
 
     @property
     def wants(self) -> str:
@@ -118,6 +144,11 @@ class Call:
         return headers
 
 
+def request_id(given: str) -> str:
+    """The client's own, if it is harmless, else a new one."""
+    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+
+
 def _ms(seconds: float) -> str:
     return str(round(seconds * 1000))
 
@@ -141,19 +172,20 @@ def endpoint(
         except asyncio.CancelledError:
             raise
         except Exception as caught:
-            error = _as_serving_error(call, caught)
+            error = as_serving_error(call, caught)
             response = _worded(call, error, dialect)
         finally:
             host.metrics.in_flight.dec()
-        for name, value in call.headers().items():
-            response.headers[name] = value
-        _account(call, response.status_code, error)
+        # Straight into the list: setting each by name would search all of them each time.
+        response.raw_headers.extend((name.encode(), value.encode()) for name, value in call.headers().items())
+        account(call, str(response.status_code), error)
         return response
 
     return run
 
 
-def _as_serving_error(call: Call, error: Exception) -> ServingError:
+def as_serving_error(call: Served, error: Exception) -> ServingError:
+    """The error as one of ours; a bug of ours is logged with its trace."""
     if isinstance(error, ServingError):
         return error
     if isinstance(error, ClientDisconnect):
@@ -173,10 +205,12 @@ def _worded(call: Call, error: ServingError, dialect: Any) -> Response:
     return response
 
 
-def _account(call: Call, status: int, error: ServingError | None) -> None:
-    """Metrics and one log line; neither has a text in it."""
+def account(call: Served, status: str, error: ServingError | None) -> None:
+    """Metrics, spans and one log line; none has a text in it."""
+    if call.host.traces is not None and not call.route.endswith(UNTRACED):
+        call.host.traces.record(call, status, error, call.metadata)
     work, metrics, total = call.work, call.host.metrics, time.monotonic() - call.began
-    metrics.requests.labels(call.route, str(status)).inc()
+    metrics.requests.labels(call.route, status).inc()
     if work.items:
         metrics.count(f"te_{work.kind}_count", work.items)
     if work.items or error is not None:
@@ -196,11 +230,13 @@ def _account(call: Call, status: int, error: ServingError | None) -> None:
         metrics.truncated.labels(work.model).inc(len(work.cuts))
         for length in work.lengths:
             metrics.input_length.observe(length)
+    if not log.isEnabledFor(logging.INFO):
+        return
     line: dict[str, Any] = {
         "event": "request",
         "request_id": call.id,
         "route": call.route,
-        "status": status,
+        "status": int(status) if status.isdigit() else status,
         "caller": work.caller.name,
         "total_ms": round(total * 1000, 2),
     }
@@ -275,26 +311,26 @@ async def unless_gone(call: Call, work: Coroutine[Any, Any, T]) -> T:
     Raises:
         ClientGoneError, DeadlineError: given up.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(call.request))
+    watch = asyncio.ensure_future(_cancel_when_gone(call.request, asyncio.current_task()))
     left = None if call.work.deadline is None else max(call.work.deadline - time.monotonic(), 0.0)
     try:
-        done, _ = await asyncio.wait({task, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if task in done:
-            return task.result()
-        if gone in done:
-            raise ClientGoneError("the client left before the answer was there")
-        raise DeadlineError("the answer was not there in time; ask for less at once, or allow more time")
+        async with asyncio.timeout(left):
+            return await work
+    except asyncio.CancelledError:
+        if not watch.done() or watch.cancelled():
+            raise
+        raise ClientGoneError("the client left before the answer was there") from None
+    except TimeoutError:
+        raise DeadlineError("the answer was not there in time; ask for less at once, or allow more time") from None
     finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+        watch.cancel()
 
 
-async def _gone(request: Request) -> None:
+async def _cancel_when_gone(request: Request, task: asyncio.Task[Any] | None) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
+    if task is not None:
+        task.cancel()
 
 
 def json_response(body: Any, status: int = 200) -> Response:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from qwen3_embedding.serving.app import create_app
 from qwen3_embedding.serving.server import Server
@@ -22,23 +24,69 @@ class Address:
     port: int = 8080
 
 
-def run(server: Server, address: Address, log_level: str = "info") -> None:
+def run(server: Server, address: Address, log_level: str = "info", rpc_port: int | None = None) -> None:
     """Serve until SIGTERM or SIGINT; then refuse new connections, answer what was accepted, and return.
+
+    ``rpc_port`` is for gRPC, beside HTTP; ``None`` for none.
 
     Logs are JSON lines on stderr, one a request, without texts and without keys.
     """
     configure_logs(log_level)
-    config = uvicorn.Config(
-        create_app(server),
-        host=address.host,
-        port=address.port,
+    app = create_app(server, None if rpc_port is None else (address.host, rpc_port))
+    _Uvicorn(uvicorn_config(app, server, host=address.host, port=address.port), server).run()
+
+
+def uvicorn_config(app: FastAPI, server: Server, **options: Any) -> uvicorn.Config:
+    """How uvicorn runs the application; ``options`` are uvicorn's own (host, port)."""
+    return uvicorn.Config(
+        app,
+        http=_protocol(server.settings.body_timeout_s),
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(server.settings.drain_s) + 1,
+        **options,
     )
-    _Uvicorn(config, server).run()
+
+
+def _protocol(patience_s: float) -> Any:
+    """uvicorn's httptools protocol that closes connections whose headers dawdle; plain where httptools is missing."""
+    try:
+        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+    except ImportError:
+        return "auto"
+
+    class Patient(HttpToolsProtocol):
+        """Closes a connection that has begun, or been given, and does not finish its headers in time."""
+
+        _late: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            self._await_headers()
+
+        def on_message_begin(self) -> None:
+            super().on_message_begin()
+            self._await_headers()
+
+        def on_headers_complete(self) -> None:
+            self._stop_waiting()
+            super().on_headers_complete()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        def _await_headers(self) -> None:
+            self._stop_waiting()
+            self._late = self.loop.call_later(patience_s, self.transport.close)
+
+        def _stop_waiting(self) -> None:
+            if self._late is not None:
+                self._late.cancel()
+
+    return Patient
 
 
 class _Uvicorn(uvicorn.Server):
@@ -70,6 +118,8 @@ class _JsonLines(logging.Formatter):
         message = record.getMessage()
         line: dict[str, Any] = {"time": self.formatTime(record), "level": record.levelname.lower()}
         if message.startswith("{"):
+            if not record.exc_info:
+                return f"{json.dumps(line)[:-1]}, {message[1:]}"
             line |= json.loads(message)
         else:
             line |= {"event": "server", "message": message}

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from qwen3_embedding.inference.embedder import Embedder
-from qwen3_embedding.inference.reranker import Reranker
-from qwen3_embedding.inference.runner import Runner, RunSettings
-from qwen3_embedding.inputs.packing import pack
 from qwen3_embedding.inputs.prompts import (
     END_OF_TEXT,
     RERANKER_PREFIX,
@@ -27,14 +20,12 @@ from qwen3_embedding.inputs.prompts import (
 )
 from qwen3_embedding.inputs.tokenizer import Encoded
 from qwen3_embedding.serving.auth import Caller
+from qwen3_embedding.serving.engines import Engine
 from qwen3_embedding.serving.errors import BadRequestError, DeadlineError, OverloadedError, TooLargeError, TooLongError
 from qwen3_embedding.serving.prompts import Prompt
 from qwen3_embedding.serving.queue import Lane, Ticket, TokenQueue
 from qwen3_embedding.serving.settings import Truncation
 from qwen3_embedding.types import FloatArray
-
-ONE_BATCH = 2**62
-"""The queue cuts work into batches; the runner below it takes each as one, so that all of it shares beginnings."""
 
 CHARACTERS_PER_TOKEN = 250
 """No text of more characters a token is turned into tokens: it is cut (or refused) before, as its end cannot count."""
@@ -81,6 +72,15 @@ class Work:
     queue_s: float = 0.0
     inference_s: float = 0.0
     cuts: list[Cut] = field(default_factory=list)
+    steps: list[tuple[str, float, float]] = field(default_factory=list)
+    """Name, beginning and end (``time.monotonic()``) of what was done, for traces."""
+    rows_at: float = 0.0
+    """When the last row was there."""
+
+    def step(self, name: str, began: float, ended: float) -> None:
+        """Something was done."""
+        self.steps.append((name, began, ended))
+        self.rows_at = ended
 
 
 class ModelService:
@@ -88,12 +88,11 @@ class ModelService:
 
     kind = "embed"
 
-    def __init__(self, name: str, model: Embedder | Reranker, queue: TokenQueue, threads: Executor) -> None:
+    def __init__(self, engine: Engine, name: str, queue: TokenQueue, threads: Executor) -> None:
+        self.engine = engine
         self.name = name
-        self.backbone = model.backbone
-        tokenizer, max_tokens = model.tokenizer, model.max_tokens
-        self.tokenizer = tokenizer
-        self.max_tokens = max_tokens
+        self.tokenizer = engine.tokenizer
+        self.max_tokens = engine.facts.max_tokens
         self.queue = queue
         self.created = int(time.time())
         self._threads = threads
@@ -101,15 +100,15 @@ class ModelService:
     @property
     def dtype(self) -> str:
         """Type of the weights."""
-        return self.backbone.type_name
+        return self.engine.facts.dtype
 
     @property
     def device(self) -> str:
         """Where the weights are."""
-        return str(self.backbone.device)
+        return self.engine.facts.device
 
     def _begin(self, work: Work) -> None:
-        work.model, work.compute_type, work.kind = self.name, self.backbone.device.type, self.kind
+        work.model, work.compute_type, work.kind = self.name, self.engine.facts.device_type, self.kind
 
     async def _rows(self, work: Work, encode: Callable[[], Encoded], characters: int, limit: Limit) -> FloatArray:
         """Tokenise, check, queue, wait."""
@@ -118,7 +117,9 @@ class ModelService:
             encoded = _encode(encode)
         else:
             encoded = await asyncio.get_running_loop().run_in_executor(self._threads, _encode, encode)
-        work.tokenization_s += time.monotonic() - began
+        encoded_at = time.monotonic()
+        work.tokenization_s += encoded_at - began
+        work.step("tokenise", began, encoded_at)
         self._begin(work)
         work.characters += characters
         self._note_cuts(work, encoded, limit)
@@ -131,6 +132,9 @@ class ModelService:
         rows = await _wait(ticket, work.deadline)
         work.queue_s += ticket.queue_seconds
         work.inference_s += ticket.compute_seconds
+        computed_from = ticket.submitted_at + ticket.queue_seconds
+        work.step("queue", ticket.submitted_at, computed_from)
+        work.step("compute", computed_from, computed_from + ticket.compute_seconds)
         return rows
 
     def _note_cuts(self, work: Work, encoded: Encoded, limit: Limit) -> None:
@@ -161,16 +165,15 @@ class ModelService:
 class EmbedderService(ModelService):
     """An embedder behind its queue."""
 
-    def __init__(self, embedder: Embedder, name: str, queue: TokenQueue, threads: Executor) -> None:
-        super().__init__(name, embedder, queue, threads)
-        self.embedder = embedder
-        self._token_lock = threading.Lock()
+    def __init__(self, engine: Engine, name: str, queue: TokenQueue, threads: Executor) -> None:
+        super().__init__(engine, name, queue, threads)
+        self._one_at_a_time = asyncio.Lock()
         self._token_waiters = 0
 
     @property
     def dimensions(self) -> int:
         """Full vector size D."""
-        return self.embedder.dimensions
+        return self.engine.facts.dimensions
 
     async def embed(self, texts: Sequence[str], prompt: Prompt, limit: Limit, work: Work) -> FloatArray:
         """(N, D) pooled rows, not yet normalised, in the order of the texts."""
@@ -201,16 +204,12 @@ class EmbedderService(ModelService):
         self._token_waiters += 1
         began = time.monotonic()
         try:
-            return await asyncio.to_thread(self._hidden_states, encoded.ids)
+            async with self._one_at_a_time:
+                return await asyncio.to_thread(self.engine.hidden_states, encoded.ids)
         finally:
             self._token_waiters -= 1
             work.inference_s += time.monotonic() - began
-
-    def _hidden_states(self, sequences: list[list[int]]) -> list[FloatArray]:
-        with self._token_lock, torch.inference_mode():
-            return [
-                np.asarray(self.embedder.backbone.hidden_states(pack([ids])).float().cpu().numpy()) for ids in sequences
-            ]
+            work.step("compute", began, time.monotonic())
 
     def _encode(self, texts: list[str], prompt: Prompt, limit: Limit) -> Encoded:
         most = self._most(limit)
@@ -227,10 +226,6 @@ class RerankerService(ModelService):
     """A reranker behind its queue."""
 
     kind = "predict"
-
-    def __init__(self, reranker: Reranker, name: str, queue: TokenQueue, threads: Executor) -> None:
-        super().__init__(name, reranker, queue, threads)
-        self.reranker = reranker
 
     async def logits(
         self, queries: Sequence[str], documents: Sequence[str], instruction: str | None, limit: Limit, work: Work
@@ -254,16 +249,6 @@ class RerankerService(ModelService):
         return RERANKER_PREFIX + reranker_body(query, document, instruction) + RERANKER_SUFFIX
 
 
-def embedder_compute(embedder: Embedder) -> Callable[[list[list[int]]], FloatArray]:
-    """What an embedder's queue runs: token ids to pooled rows (N, D), fp32, not normalised."""
-    return Runner(embedder.backbone, _as_float, RunSettings(ONE_BATCH)).run
-
-
-def reranker_compute(reranker: Reranker) -> Callable[[list[list[int]]], FloatArray]:
-    """What a reranker's queue runs: token ids to the log-odds of "yes" (N,), fp32."""
-    return Runner(reranker.backbone, reranker.head, RunSettings(ONE_BATCH)).run
-
-
 def unit(rows_ND: FloatArray, dimensions: int | None = None) -> FloatArray:
     """Cut to the first ``dimensions`` components, then normalise."""
     short = rows_ND if dimensions is None else rows_ND[:, :dimensions]
@@ -284,10 +269,6 @@ def too_long(index: int, tokens: int, most: int) -> TooLongError:
     )
 
 
-def _as_float(pooled_ND: Tensor) -> Tensor:
-    return pooled_ND.float()
-
-
 def _encode(encode: Callable[[], Encoded]) -> Encoded:
     try:
         return encode()
@@ -299,7 +280,8 @@ async def _wait(ticket: Ticket, deadline: float | None) -> FloatArray:
     """The ticket's rows; whoever stops waiting takes the ticket out of the queue."""
     timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
     try:
-        return await asyncio.wait_for(asyncio.wrap_future(ticket.future), timeout)
+        async with asyncio.timeout(timeout):
+            return await asyncio.wrap_future(ticket.future)
     except TimeoutError:
         raise DeadlineError("the result was not there in time; ask for less at once, or allow more time") from None
     finally:

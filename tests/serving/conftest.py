@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
 from qwen3_embedding.serving.app import create_app
+from qwen3_embedding.serving.run import uvicorn_config
 from qwen3_embedding.serving.server import Server
 from qwen3_embedding.serving.settings import ServerSettings
 
@@ -23,14 +25,13 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def serving(server: Server) -> Iterator[str]:
+def serving(server: Server, app: FastAPI | None = None) -> Iterator[str]:
     """Serve on a free port of 127.0.0.1 in a thread; gives the URL."""
     listener = socket.socket(
         socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
     )  # named, so that TCP_NODELAY is set
     listener.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(create_app(server), log_config=None, access_log=False, timeout_graceful_shutdown=20)
-    process = uvicorn.Server(config)
+    process = uvicorn.Server(uvicorn_config(app or create_app(server), server))
     thread = threading.Thread(target=lambda: asyncio.run(process.serve(sockets=[listener])), daemon=True)
     thread.start()
     while not process.started:

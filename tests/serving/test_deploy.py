@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ import typer
 from qwen3_embedding.cli.serve import command
 from qwen3_embedding.serving.app import create_app
 from qwen3_embedding.serving.metrics import Metrics
+from qwen3_embedding.serving.ray import Arguments
 
 if TYPE_CHECKING:
     from qwen3_embedding.serving.server import Server
@@ -55,6 +57,14 @@ def test_compose_and_dockerfile_use_flags_that_exist(flags: set[str]) -> None:
     dockerfile = (DEPLOY / "Dockerfile").read_text()
     for line in re.findall(r"^(?:ENTRYPOINT|CMD) (\[.*\])$", dockerfile, re.MULTILINE):
         assert {word for word in json.loads(line) if word.startswith("--")} <= flags
+
+
+def test_ray_serve_names_what_exists() -> None:
+    yaml = pytest.importorskip("yaml")
+    (application,) = yaml.safe_load((DEPLOY / "ray-serve.yaml").read_text())["applications"]
+    module, _, name = application["import_path"].partition(":")
+    assert callable(getattr(import_module(module), name))
+    assert Arguments.model_validate(application["args"]).replicas == 2
 
 
 def test_the_dashboard_shows_metrics_that_exist(server: Server) -> None:

@@ -31,8 +31,8 @@ class Gate:
 
     def __init__(self, server: Server) -> None:
         self.queue = server.embedders["tiny"].queue
-        self.compute = self.queue._compute
-        self.queue._compute = self
+        self.compute = self.queue._workers[0].compute
+        self.queue._workers[0].compute = self
         self.open = threading.Event()
         self.open.set()
         self.entered = threading.Event()
@@ -90,6 +90,19 @@ def test_a_body_that_dawdles_is_refused(embedder: Embedder) -> None:
         assert httpx.post(f"{url}/embed", json={"inputs": "x"}).status_code == 200
 
 
+def test_headers_that_dawdle_are_not_waited_for(embedder: Embedder) -> None:
+    with gated(embedder, body_timeout_s=0.3) as (url, _, _):
+        host, port = url.removeprefix("http://").split(":")
+        for begun in (b"", b"POST /embed HT", b"POST /embed HTTP/1.1\r\nhost: x\r\nx-a: "):
+            with socket.create_connection((host, int(port)), timeout=5) as slow:
+                slow.sendall(begun)
+                assert slow.recv(4096) == b""
+        with httpx.Client(base_url=url) as client:  # one that is kept alive may rest between its requests
+            assert client.post("/embed", json={"inputs": "x"}).status_code == 200
+            time.sleep(0.5)
+            assert client.post("/embed", json={"inputs": "y"}).status_code == 200
+
+
 def test_a_client_that_leaves_while_it_sends(embedder: Embedder) -> None:
     with gated(embedder) as (url, server, _):
         host, port = url.removeprefix("http://").split(":")
@@ -120,7 +133,7 @@ def test_a_giant_body_is_refused_before_it_is_read(embedder: Embedder, chunked: 
 
 
 def test_overload_is_refused_with_retry_after_and_recovers_at_once(embedder: Embedder) -> None:
-    bound = 200
+    bound = 150  # a tenth of what is asked for at once
     with gated(embedder, queue=QueueSettings(max_waiting_tokens=bound)) as (url, _, gate):
         gate.open.clear()
         peaks: list[int] = []

@@ -1,4 +1,4 @@
-"""text-embeddings-inference: ``/embed``, ``/embed_all``, ``/similarity``, ``/tokenize``, ``/info``, ``/health``.
+"""text-embeddings-inference: ``/embed``, ``/embed_all``, ``/similarity``, ``/tokenize``, ``/decode``, ``/info``.
 
 ``/rerank`` is in ``rerank.py``, which tells it from the other dialects by its ``texts``. ``prompt_name`` is ``query``
 or ``document``; without it texts are documents.
@@ -20,9 +20,11 @@ from qwen3_embedding.inputs.prompts import END_OF_TEXT
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.serving import dialects
 from qwen3_embedding.serving.answers import BINARY, check_vectors, matrix_response, wire
+from qwen3_embedding.serving.errors import BadRequestError
+from qwen3_embedding.serving.prompts import Prompt
 from qwen3_embedding.serving.requests import Call, json_response, parse
 from qwen3_embedding.serving.routing import Doc, get, post
-from qwen3_embedding.serving.schemas import TEXTS_SCHEMA, Asked, texts_of
+from qwen3_embedding.serving.schemas import TEXTS_SCHEMA, Asked, check_count, texts_of
 from qwen3_embedding.serving.server import Server
 from qwen3_embedding.serving.services import ModelService, sigmoid, unit
 from qwen3_embedding.types import DEFAULT_INSTRUCTION
@@ -66,6 +68,18 @@ class TokenizeRequest(Asked):
     add_special_tokens: bool | None = Field(None, description="The end token; on by default.")
 
 
+class DecodeRequest(Asked):
+    """``POST /decode``."""
+
+    ids: list[Any] = Field(
+        json_schema_extra={
+            "items": {"anyOf": [{"type": "integer"}, {"type": "array", "items": {"type": "integer"}}]},
+            "minItems": 1,
+        }
+    )
+    skip_special_tokens: bool | None = Field(None, description="Leave the end token out; on by default.")
+
+
 def add(app: FastAPI, server: Server) -> None:
     """Add the routes."""
 
@@ -94,13 +108,16 @@ def add(app: FastAPI, server: Server) -> None:
         return json_response((vectors[1:] @ vectors[0]).astype(np.float32))
 
     async def tokenize(call: Call, body: TokenizeRequest) -> Response:
-        service = server.embedder(body.model)[0] if server.embedders else server.reranker(body.model)
         texts = texts_of(body.inputs, "inputs", server.settings)
-        prompt = body.prompt(None)
-        if server.embedders:
-            texts = [server.embedder(body.model)[0].rendered(text, prompt).removesuffix(END_OF_TEXT) for text in texts]
         end = body.add_special_tokens is not False
-        return json_response([_tokens(service.tokenizer, text, end) for text in texts])
+        return json_response(tokens_of(server, body.model, texts, body.prompt(None), end))
+
+    async def decode(call: Call, body: DecodeRequest) -> Response:
+        several = bool(body.ids) and all(isinstance(ids, list) for ids in body.ids)
+        lists = body.ids if several else [body.ids]
+        check_count(len(lists), server.settings)
+        skip = body.skip_special_tokens is not False
+        return json_response([decoded(server, body.model, ids, skip) for ids in lists])
 
     async def info(call: Call) -> Response:
         return json_response(_info(server))
@@ -125,6 +142,8 @@ def add(app: FastAPI, server: Server) -> None:
     numbers = Doc("TEI", "Cosine of one sentence with others", {"type": "array", "items": {"type": "number"}})
     post(app, server, ("/similarity",), tei, SimilarityRequest, similarity, numbers)
     post(app, server, ("/tokenize",), tei, TokenizeRequest, tokenize, Doc("TEI", "Tokens", {"type": "array"}))
+    texts = Doc("TEI", "Texts of token ids", {"type": "array", "items": {"type": "string"}})
+    post(app, server, ("/decode",), tei, DecodeRequest, decode, texts)
     get(app, server, ("/info",), tei, info, Doc("TEI", "What is served, and how", {"type": "object"}))
     ready = Doc("Health", "200 while requests are welcome", {})
     get(app, server, ("/health", "/health/ready", "/ping"), tei, health, ready, open_to_all=True)
@@ -144,6 +163,33 @@ async def tei_rerank(server: Server, call: Call, body: TeiRerankRequest) -> Resp
         if body.return_text:
             answer[-1]["text"] = texts[index]
     return json_response(answer)
+
+
+def tokens_of(
+    server: Server, model: str | None, texts: list[str], prompt: Prompt, end: bool
+) -> list[list[dict[str, Any]]]:
+    """The tokens of each text as the model reads it, the embedder's prompt included."""
+    service: ModelService
+    if server.embedders:
+        service = embedder = server.embedder(model)[0]
+        texts = [embedder.rendered(text, prompt).removesuffix(END_OF_TEXT) for text in texts]
+    else:
+        service = server.reranker(model)
+    return [_tokens(service.tokenizer, text, end) for text in texts]
+
+
+def decoded(server: Server, model: str | None, ids: list[Any], skip_special: bool) -> str:
+    """The text of token ids.
+
+    Raises:
+        BadRequestError: something else than ids of this tokenizer.
+    """
+    service: ModelService = server.embedder(model)[0] if server.embedders else server.reranker(model)
+    most = service.tokenizer.vocab_size
+    for token in ids:
+        if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < most:
+            raise BadRequestError(f"`ids` has {token!r:.40}; wanted token ids from 0 to {most - 1}", param="ids")
+    return service.tokenizer.decode(ids, skip_special)
 
 
 def _tokens(tokenizer: Tokenizer, text: str, end: bool) -> list[dict[str, Any]]:
@@ -223,5 +269,7 @@ def _about(service: ModelService) -> dict[str, Any]:
         "batches": stats.batches,
         "joined": stats.joined,
         "cache_hits": stats.cache_hits,
+        "workers": stats.workers,
+        "workers_alive": stats.workers_alive,
         "worker_restarts": stats.restarts,
     }
