@@ -32,7 +32,7 @@ ONLY_IN = {
     "fastapi": ("serving/",),
     "uvicorn": ("serving/", "cli/"),
     "lancedb": ("retrieval/index.py", "corpus/sinks"),
-    "ray": ("corpus/ray", "serving/"),
+    "ray": ("corpus/ray", "serving/", "synthesis/ray"),
     "mteb": ("evaluation/mteb.py",),
     "peft": ("training/lora.py",),
     "transformers": ("training/lora.py", "synthesis/"),

@@ -66,13 +66,24 @@ def encoder(settings: SynthesisRecipe) -> Any:
 
 
 def local_model(settings: SynthesisRecipe) -> LanguageModel | None:
-    """The recipe's model in this process, or nothing."""
+    """The recipe's model in this process or on its cluster, or nothing."""
+    if settings.ray is not None:
+        from qwen3_embedding.synthesis.batch import Batched
+        from qwen3_embedding.synthesis.ray import RayEngine
+
+        return Batched(settings.ray.model, RayEngine(settings.ray), settings.ray.requests)
     if settings.local is None:
         return None
     from qwen3_embedding.synthesis.completion import OneAtATime
     from qwen3_embedding.synthesis.local import LocalGenerator
 
     wanted = settings.local
+    if wanted.engine == "own":
+        from qwen3_embedding.inference.generator import Generator, Sampling
+        from qwen3_embedding.inference.source import resolve
+
+        sampling = Sampling(wanted.max_tokens, wanted.temperature, wanted.top_p)
+        return OneAtATime(Generator.from_folder(resolve(wanted.model), wanted.device, sampling=sampling))
     return OneAtATime(LocalGenerator(wanted.model, wanted.device, wanted.max_tokens, wanted.temperature, wanted.top_p))
 
 

@@ -45,7 +45,7 @@ def test_the_shipped_recipe_and_the_one_in_the_documentation_load() -> None:
     ("change", "message"),
     [
         ({"encoder": None}, "need [encoder]"),
-        ({"endpoint": None}, "wanted one of [endpoint] and [local]"),
+        ({"endpoint": None}, "wanted one of [endpoint], [local] and [ray]"),
         ({"format": "csv"}, "format is 'csv'"),
         ({"filter": {"cosin": 0.5}}, "did you mean 'cosine'"),
         ({"languages": {"only": ["xx"]}}, "no language 'xx'"),
