@@ -23,8 +23,8 @@ from qwen3_embedding.training.export import export_language_model
 def make_start(embedder: Path, output: Path, seed: int = 0) -> Path:
     """Write a language-model folder with one layer more than the embedder, in front.
 
-    The final norm is scaled so that a state and its own token make a logit of about 10: the embedder's table has rows
-    of unit variance, whose products with a normalised state are far too large to begin with.
+    The table and everything that writes beside it are scaled to rows of unit length, which changes nothing but how far
+    a step of the optimizer goes, and the final norm so that a state and its own token make a logit of about 10.
     """
     source, _ = load_backbone(embedder, dtype=torch.float32)
     layers = source.config.num_hidden_layers + 1
@@ -38,9 +38,11 @@ def make_start(embedder: Path, output: Path, seed: int = 0) -> Path:
                 silence(layer, generator)
             else:
                 layer.load_state_dict(source.layers[number - 1].state_dict())
-        table = source.embed_tokens.weight
-        backbone.embed_tokens.weight.copy_(table)
-        backbone.norm.weight.fill_(10.0 / float(table.norm(dim=-1).median()) / config.hidden_size**0.5)
+            scale = 1.0 / float(source.embed_tokens.weight.norm(dim=-1).median())
+            layer.self_attn.o_proj.weight.mul_(scale)
+            layer.mlp.down_proj.weight.mul_(scale)
+        backbone.embed_tokens.weight.copy_(source.embed_tokens.weight * scale)
+        backbone.norm.weight.fill_(10.0 / config.hidden_size**0.5)
     beside = output.with_name(output.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     export_language_model(beside, backbone, {}, embedder, "float32", Tokenizer.from_folder(embedder).end_id)

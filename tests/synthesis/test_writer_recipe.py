@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from qwen3_embedding.data import Record, write_records
 from qwen3_embedding.synthesis.ledger import read_pairs
@@ -100,6 +101,19 @@ def test_the_server_refuses_what_it_cannot_write(made: tuple[Any, dict[str, Any]
             with pytest.raises(urllib.error.HTTPError, match="400") as refused:
                 urllib.request.urlopen(request, timeout=60)
             refused.value.close()
+
+
+def test_the_start_is_the_embedder(tmp_path: Path, embedder_folder: Path) -> None:
+    from qwen3_embedding.inputs.packing import pack
+    from qwen3_embedding.model.weights import load_backbone
+
+    start = load("start").make_start(embedder_folder, tmp_path / "start")
+    ids = [[5, 90, 31, 7], [40, 2, 8, 300, 12, 61]]
+    before, after = (load_backbone(folder, dtype=torch.float32)[0] for folder in (embedder_folder, start))
+    with torch.no_grad():
+        likeness = torch.nn.functional.cosine_similarity(before(pack(ids)), after(pack(ids)))
+    assert after.config.num_hidden_layers == before.config.num_hidden_layers + 1
+    assert float(likeness.min()) > 1 - 1e-5
 
 
 def test_every_filter_has_its_variants() -> None:
