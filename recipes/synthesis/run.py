@@ -69,8 +69,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=2000, help="of the corpus, drawn by --seed, are written for")
     parser.add_argument("--queries-each", type=float, default=1.0, help="queries a document")
     parser.add_argument("--writer-steps", type=int, help="in place of writer.toml's")
-    parser.add_argument("--steps", type=int, default=60, help="of every embedder")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of every embedder; of its table four times")
+    parser.add_argument("--steps", type=int, default=40, help="of every embedder")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of every embedder's matrices")
+    parser.add_argument("--table-rate", type=float, default=4e-3, help="of every embedder's token embeddings")
     parser.add_argument("--variants", nargs="*", help="only these; default all")
     parser.add_argument("--seeds", type=int, default=1, help="embedders trained for each variant")
     parser.add_argument("--seed", type=int, default=0)
@@ -269,7 +270,7 @@ def train_embedder(records: Path, name: str, seed: int, options: argparse.Namesp
                 "loss": {"temperature": 0.05, "query_query": False, "document_document": False},
                 "optimizer": {
                     "learning_rate": options.learning_rate,
-                    "embedding_learning_rate": 4 * options.learning_rate,
+                    "embedding_learning_rate": options.table_rate,
                     "warmup_steps": max(1, options.steps // 10),
                     "weight_decay": 0.0,
                 },
