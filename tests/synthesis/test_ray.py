@@ -22,7 +22,7 @@ from tests.synthesis.support import served, serving
 from tests.synthesis.test_batch import request
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]  # Ray starts many processes
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # Ray starts many processes
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 1024 * 1024)
+        ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, object_store_memory=300 * 1024 * 1024)
         yield
         with warnings.catch_warnings():  # Ray kills its processes and does not wait for them
             warnings.simplefilter("ignore", ResourceWarning)
