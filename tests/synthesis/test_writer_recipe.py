@@ -38,7 +38,7 @@ def passage(noun: str, place: str) -> str:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, embedder_folder: Path) -> tuple[Any, dict[str, Any], ModuleType]:
     folder = tmp_path_factory.mktemp("recipe")
-    for name in ("nq_qed_en", "jaquad_ja"):
+    for name in ("nq_qed_en", "jaquad_ja", "medquad_en", "wiki_en"):
         pairs = [Record(f"where is the {n}", (passage(n, p),), "retrieval", name, language="en")
                  for n in NOUNS for p in PLACES[:3]]  # fmt: skip
         write_records(folder / "data" / "train" / f"{name}.jsonl.xz", pairs)
