@@ -2,7 +2,7 @@
 
     python recipes/synthesis/run.py --data FOLDER --corpus xquad-en          # FOLDER/train, FOLDER/eval
 
-1. start: the embedder's words and layers as a small language model.
+1. start: the embedder's words in a small language model.
 2. writer: it learns to write the query behind its document, from labelled pairs of other corpora.
 3. pairs: a server with the writer in another process; ``synthesize`` asks it about a sample of the corpus' documents.
 4. variants: the pairs with all filters, with none, with each one left out and with each one alone; and two baselines

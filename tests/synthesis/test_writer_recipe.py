@@ -103,17 +103,21 @@ def test_the_server_refuses_what_it_cannot_write(made: tuple[Any, dict[str, Any]
             refused.value.close()
 
 
-def test_the_start_is_the_embedder(tmp_path: Path, embedder_folder: Path) -> None:
-    from qwen3_embedding.inputs.packing import pack
+def test_the_start_has_the_embedders_words_and_copies(tmp_path: Path, embedder_folder: Path) -> None:
+    from qwen3_embedding.inference.generator import Generator
+    from qwen3_embedding.model.decoding import Decoder
     from qwen3_embedding.model.weights import load_backbone
 
     start = load("start").make_start(embedder_folder, tmp_path / "start")
-    ids = [[5, 90, 31, 7], [40, 2, 8, 300, 12, 61]]
-    before, after = (load_backbone(folder, dtype=torch.float32)[0] for folder in (embedder_folder, start))
-    with torch.no_grad():
-        likeness = torch.nn.functional.cosine_similarity(before(pack(ids)), after(pack(ids)))
-    assert after.config.num_hidden_layers == before.config.num_hidden_layers + 1
+    before, after = (load_backbone(folder)[0].embed_tokens.weight.float() for folder in (embedder_folder, start))
+    likeness = torch.nn.functional.cosine_similarity(before, after, dim=-1)
     assert float(likeness.min()) > 1 - 1e-5
+    assert torch.allclose(after.norm(dim=-1), torch.ones(len(after)), atol=1e-5)
+    generator = Generator.from_folder(start)
+    prompt = [500, 900, 1300, 1700, 2100, 40]
+    logits = Decoder(generator._backbone, generator._head_VD, [prompt], 1).logits_BV[0]
+    ranks = [int((logits > logits[token]).sum()) for token in prompt]
+    assert max(ranks) < 40  # of 3,000 tokens those of the document are the likeliest
 
 
 def test_every_filter_has_its_variants() -> None:
