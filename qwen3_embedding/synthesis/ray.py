@@ -104,8 +104,11 @@ def to_row(number: int, request: Request) -> dict[str, Any]:
 
 
 def to_completion(row: dict[str, Any]) -> Completion | None:
-    """An answer out of a processor's row; ``None`` where the row failed."""
-    if row.get("error"):
+    """An answer out of a processor's row; ``None`` where the row failed.
+
+    Ray hands failed rows through as they are, past :func:`from_vllm`.
+    """
+    if row.get("error") or row.get("__inference_error__"):
         return None
     return Completion(
         text=str(row["text"]),
@@ -161,5 +164,5 @@ def from_vllm(row: dict[str, Any], settings: RaySettings) -> dict[str, Any]:
         "input_tokens": int(row.get("num_input_tokens") or 0),
         "output_tokens": output,
         "truncated": output >= settings.max_tokens,
-        "error": row.get("__inference_error__") or "",
+        "error": "",
     }

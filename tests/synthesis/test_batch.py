@@ -124,8 +124,9 @@ def test_a_request_becomes_what_vllm_reads() -> None:
     assert "structured_outputs" not in to_vllm(row, RaySettings("m", structured=False))["sampling_params"]
     made = {"number": 7, "generated_text": "{}", "num_input_tokens": 9, "num_generated_tokens": 50}
     assert to_completion(from_vllm(made, settings)) == Completion("{}", 9, 50, truncated=True)
-    failed = {"number": 7, "__inference_error__": "ValueError: too long"}
-    assert to_completion(from_vllm(failed, settings)) is None
+    failed = {"number": 7, "messages": asked["messages"], "__inference_error__": "ValueError: too long"}
+    assert to_completion(failed) is None  # Ray does not send such rows through from_vllm
+    assert to_completion({**from_vllm(made, settings), "__inference_error__": ""}) is not None
 
 
 def test_a_recipe_has_one_source_of_answers(tmp_path: Path) -> None:
