@@ -79,11 +79,25 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def claim(folder: Path, facts: dict[str, Any]) -> None:
+    """See that what a folder holds was made with these settings."""
+    path = folder / "begun.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in facts.items():
+        if begun.get(key) != value:
+            raise SystemExit(f"{folder} was begun with {key} {begun.get(key)}, not {value}; choose another --out")
+
+
 def make_writer(options: argparse.Namespace) -> Path:
     """Stages 1 and 2."""
+    from qwen3_embedding.model.weights import fingerprint
     from qwen3_embedding.training.config import load_settings
     from qwen3_embedding.training.trainer import train
 
+    claim(options.out, {"embedder": fingerprint(options.embedder), "writer_steps": options.writer_steps})
     start, writer = options.out / "start", options.out / "writer"
     if not start.exists():
         sys.path.insert(0, str(HERE))
@@ -104,6 +118,8 @@ def run_corpus(options: argparse.Namespace) -> dict[str, Any]:
     from qwen3_embedding.evaluation.collection import read_collection, read_info
     from qwen3_embedding.synthesis.ledger import read_pairs
 
+    names = ("documents", "queries_each", "steps", "learning_rate", "table_rate", "seed")
+    claim(options.out / options.corpus, {name: getattr(options, name) for name in names})
     folder = options.data / "eval" / options.corpus
     collection, info = read_collection(folder), read_info(folder)
     out = options.out / options.corpus

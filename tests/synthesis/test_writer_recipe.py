@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import sys
@@ -88,6 +89,8 @@ def test_again_does_nothing_anew(made: tuple[Any, dict[str, Any], ModuleType], c
     before = [file.stat().st_mtime_ns for file in files]
     assert run.run_corpus(options) == report
     assert [file.stat().st_mtime_ns for file in files] == before
+    with pytest.raises(SystemExit, match="was begun with steps 3, not 4"):
+        run.run_corpus(argparse.Namespace(**{**vars(options), "steps": 4}))
     run.print_report(report, options)
     assert "| all filters |" in (options.out / "toy" / "report.md").read_text()
     assert "Samples:" in capsys.readouterr().out
