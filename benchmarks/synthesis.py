@@ -1,6 +1,6 @@
 """Synthesis against a scripted server in another process: throughput, and kills beside faults.
 
-    python benchmarks/synthesis.py [--units 10000] [--out FILE.json]
+    python -m benchmarks.synthesis [--units 10000] [--requests 8000] [--only throughput|faults] [--out FILE.json]
 
 Throughput: answers after 50 ms (and after 400 ms), 64 units at a time; ideal is 64 / 0.05 = 1,280 requests a second
 (160).  The ceiling of server and machine is measured beside it, by a client that only sends and receives as many bytes
@@ -36,6 +36,7 @@ from tests.synthesis.support import served, serving, write_documents
 from tests.synthesis.test_kill import RECIPE, command, kill_after
 
 DELAY, CONCURRENCY = 0.05, 64
+RESULTS = Path(__file__).resolve().parent / "results"
 
 
 def throughput(folder: Path, units: int, delay: float) -> dict[str, Any]:
@@ -125,22 +126,33 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--units", type=int, default=10_000)
     parser.add_argument("--requests", type=int, default=8_000)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", choices=("throughput", "faults"))
+    parser.add_argument("--out", type=Path, default=RESULTS / f"{datetime.date.today().isoformat()}-synthesis.json")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         result = {
             "date": datetime.date.today().isoformat(),
-            "command": f"python benchmarks/synthesis.py --units {options.units} --requests {options.requests}",
+            "command": f"python -m benchmarks.synthesis --units {options.units} --requests {options.requests}",
             "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
             "load_average_before": [round(value, 1) for value in os.getloadavg()],
-            "throughput_50_ms": throughput(Path(name), options.requests // 2, DELAY),
-            "throughput_400_ms": throughput(Path(name), options.requests // 8, 8 * DELAY),
-            "faults": faults(Path(name), options.units),
         }
+        if options.only != "faults":
+            result["throughput_50_ms"] = throughput(Path(name), options.requests // 2, DELAY)
+            result["throughput_400_ms"] = throughput(Path(name), options.requests // 8, 8 * DELAY)
+        if options.only != "throughput":
+            result["faults"] = faults(Path(name), options.units)
     text = json.dumps(result, indent=1) + "\n"
-    print(text, end="")
-    if options.out:
-        options.out.write_text(text, encoding="utf-8")
+    print_table(result)
+    print(json.dumps(result))
+    options.out.write_text(text, encoding="utf-8")
+
+
+def print_table(result: dict[str, Any]) -> None:
+    """A line a figure."""
+    for name, values in result.items():
+        if isinstance(values, dict) and name != "machine":
+            print(f"| {name} | |\n|---|---|")
+            print("\n".join(f"| {key.replace('_', ' ')} | {value:,} |" for key, value in values.items()) + "\n")
 
 
 if __name__ == "__main__":

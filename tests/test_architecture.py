@@ -32,7 +32,7 @@ ONLY_IN = {
     "fastapi": ("serving/",),
     "uvicorn": ("serving/", "cli/"),
     "lancedb": ("retrieval/index.py", "corpus/sinks"),
-    "ray": ("corpus/ray", "serving/ray.py"),
+    "ray": ("corpus/ray", "serving/ray.py", "synthesis/ray"),
     "grpc": ("serving/rpc",),
     "mteb": ("evaluation/mteb.py",),
     "peft": ("training/lora.py",),

@@ -25,12 +25,13 @@ def command(
 
     settings = load_toml(recipe, MineRecipe)
     corpus = _texts(settings.corpus) if settings.corpus else ()
-    report = run(settings, _models(settings), corpus, lambda line: print(line, file=sys.stderr, flush=True))
+    report = run(settings, models(settings), corpus, lambda line: print(line, file=sys.stderr, flush=True))
     print(f"wrote {settings.output} and {settings.report_path}", file=sys.stderr)
     print(json.dumps(report.to_json(), ensure_ascii=False, indent=2) if as_json else "\n".join(report.lines()))
 
 
-def _models(settings: MineRecipe) -> Models:
+def models(settings: MineRecipe) -> Models:
+    """The recipe's encoder and scorer."""
     from qwen3_embedding import Embedder, Reranker
     from qwen3_embedding.mining.mine import Models
 

@@ -33,18 +33,19 @@ def command(
     from qwen3_embedding.synthesis.recipe import Synthesis, SynthesisRecipe
 
     settings = load_toml(recipe, SynthesisRecipe)
-    synthesis = Synthesis(settings, partial(_documents, settings), None if dry_run else _encoder(settings), limit)
+    synthesis = Synthesis(settings, partial(documents, settings), None if dry_run else encoder(settings), limit)
     if dry_run:
-        _show(synthesis.estimate(), as_json)
+        show_estimate(synthesis.estimate(), as_json)
         return
     if generate:
-        progress = synthesis.generate(_local(settings), os.environ.get(api_key_env), _watch(synthesis))
+        progress = synthesis.generate(local_model(settings), os.environ.get(api_key_env), watch(synthesis))
         print(_done(progress), file=sys.stderr)
     if filter_pairs:
         _show_report(synthesis.filter(), settings, as_json)
 
 
-def _documents(settings: SynthesisRecipe) -> Iterator[tuple[str, str]]:
+def documents(settings: SynthesisRecipe) -> Iterator[tuple[str, str]]:
+    """(id, text) of the recipe's documents."""
     from qwen3_embedding.corpus.reader import Document, ReadOptions, read_file
     from qwen3_embedding.corpus.source import open_source
 
@@ -54,7 +55,8 @@ def _documents(settings: SynthesisRecipe) -> Iterator[tuple[str, str]]:
         yield from ((item.id, item.text) for item in items if isinstance(item, Document))
 
 
-def _encoder(settings: SynthesisRecipe) -> Any:
+def encoder(settings: SynthesisRecipe) -> Any:
+    """The recipe's embedder, or nothing."""
     if settings.encoder is None:
         return None
     from qwen3_embedding import Embedder
@@ -63,23 +65,35 @@ def _encoder(settings: SynthesisRecipe) -> Any:
     return Embedder.from_pretrained(wanted.model, device=wanted.device, dtype=wanted.dtype)
 
 
-def _local(settings: SynthesisRecipe) -> LanguageModel | None:
+def local_model(settings: SynthesisRecipe) -> LanguageModel | None:
+    """The recipe's model in this process or on its cluster, or nothing."""
+    if settings.ray is not None:
+        from qwen3_embedding.synthesis.batch import Batched
+        from qwen3_embedding.synthesis.ray import RayEngine
+
+        return Batched(settings.ray.model, RayEngine(settings.ray), settings.ray.requests)
     if settings.local is None:
         return None
     from qwen3_embedding.synthesis.completion import OneAtATime
     from qwen3_embedding.synthesis.local import LocalGenerator
 
     wanted = settings.local
+    if wanted.engine == "own":
+        from qwen3_embedding.inference.generator import Generator, Sampling
+        from qwen3_embedding.inference.source import resolve
+
+        sampling = Sampling(wanted.max_tokens, wanted.temperature, wanted.top_p)
+        return OneAtATime(Generator.from_folder(resolve(wanted.model), wanted.device, sampling=sampling))
     return OneAtATime(LocalGenerator(wanted.model, wanted.device, wanted.max_tokens, wanted.temperature, wanted.top_p))
 
 
-def _watch(synthesis: Synthesis) -> Callable[[Progress], None]:
+def watch(synthesis: Synthesis) -> Callable[[Progress], None]:
     """A line on stderr, renewed twice a second, with cost and time to go."""
     import time
 
     total, start, last = synthesis.count_units(), time.monotonic(), [0.0]
 
-    def watch(progress: Progress) -> None:
+    def show(progress: Progress) -> None:
         now = time.monotonic()
         behind = progress.skipped + progress.done + progress.unavailable
         if now - last[0] < 0.5 and behind < total:
@@ -92,7 +106,7 @@ def _watch(synthesis: Synthesis) -> Callable[[Progress], None]:
         end = "\r" if sys.stderr.isatty() else "\n"
         print(f"{line} · cost {cost:.2f} · {left / 60:.1f} min to go", end=end, file=sys.stderr, flush=True)
 
-    return watch
+    return show
 
 
 def _done(progress: Progress) -> str:
@@ -104,7 +118,8 @@ def _done(progress: Progress) -> str:
     )
 
 
-def _show(estimate: Estimate, as_json: bool) -> None:
+def show_estimate(estimate: Estimate, as_json: bool) -> None:
+    """Prompts, then the numbers."""
     from dataclasses import asdict
 
     if as_json:

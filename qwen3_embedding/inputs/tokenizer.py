@@ -100,12 +100,12 @@ class Tokenizer:
     @cached_property
     def reranker_prefix_ids(self) -> list[int]:
         """Ids before every reranker body (39 in the published tokenizers)."""
-        return self._control_ids(RERANKER_PREFIX)
+        return self.control_ids(RERANKER_PREFIX)
 
     @cached_property
     def reranker_suffix_ids(self) -> list[int]:
         """Ids after every reranker body (9 in the published tokenizers)."""
-        return self._control_ids(RERANKER_SUFFIX)
+        return self.control_ids(RERANKER_SUFFIX)
 
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of the bare texts: no prompt, no end token."""
@@ -185,7 +185,8 @@ class Tokenizer:
             ids.append([*sequence[:room], self.end_id])
         return Encoded(ids, cut)
 
-    def _control_ids(self, text: str) -> list[int]:
+    def control_ids(self, text: str) -> list[int]:
+        """Ids of a text of our own, in which special-token strings are special tokens."""
         return self._with_special.encode(text, add_special_tokens=False).ids
 
     def _answer_id(self, word: str) -> int:

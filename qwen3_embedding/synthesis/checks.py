@@ -13,10 +13,11 @@ _TALK = re.compile(
     r"|\bi(?:'m| am) sorry\b|\bvalid json\b|\bjson (?:object|output|response)\b"
     r"|\bignore (?:all |any )?(?:the )?(?:previous|prior|above)\b|\bsystem prompt\b"
     r"|\{\{|>>> (?:passage|material)|<<< (?:passage|material)|\bquestion_type\b|\bas requested\b"
-    r"|\bhere is (?:the|a|your) "
-    r"|<\|im_(?:start|end)\||</?think>",
+    r"|\bhere is (?:the|a|your) ",
     re.IGNORECASE,
 )
+_CONTROL = re.compile(r"<\|(?:im_start|im_end|endoftext)\||</?think>", re.IGNORECASE)
+"""Dropped also where the document holds it: prompts show a document's control tokens loosened, so this is a leak."""
 _POINTING = re.compile(
     r"\b(?:the|this|that) (?:passage|text|article|document|excerpt|paragraph|author|snippet)"
     r"(?! (?:of|about|on|by|file|field|message|box|editor)\b)"
@@ -53,9 +54,13 @@ def talks_about_the_task(pair: dict[str, Any], document: str) -> str | None:
     record, kind = pair["record"], pair["provenance"]["kind"]
     written = [record["query"], *([] if kind in ("retrieval", "code", "classification") else record["positives"])]
     for text in written:
-        found = _TALK.search(text)
-        if found and normalise(found[0]) not in normalise(document):
-            return f"says {found[0]!r}"
+        leaked = _CONTROL.search(text)
+        if leaked:
+            return f"holds the control token {leaked[0]!r}"
+        own = normalise(document)
+        found = next((match[0] for match in _TALK.finditer(text) if normalise(match[0]) not in own), None)
+        if found:
+            return f"says {found!r}"
     if kind in ("retrieval", "code"):
         pointing = _POINTING.search(record["query"])
         if pointing and pair["provenance"]["choices"].get("type") != "translation":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from qwen3_embedding.data.decontaminate import Decontaminator
 from qwen3_embedding.data.files import write_records
@@ -32,6 +32,7 @@ from qwen3_embedding.synthesis.generate import (
 from qwen3_embedding.synthesis.languages import LanguageSettings
 from qwen3_embedding.synthesis.ledger import Ledger, read_pairs
 from qwen3_embedding.synthesis.personas import PersonaIndex, bundled_personas, load_personas
+from qwen3_embedding.synthesis.ray import RaySettings
 from qwen3_embedding.synthesis.report import make_report, to_html
 from qwen3_embedding.synthesis.tasks import TASKS, Craft, Unit
 from qwen3_embedding.synthesis.template import load_templates
@@ -58,9 +59,11 @@ class EncoderSettings:
 
 @dataclass(frozen=True, slots=True)
 class LocalSettings:
-    """A causal language model in this process, through transformers, in place of an endpoint."""
+    """A causal language model in this process, in place of an endpoint."""
 
     model: str
+    engine: Literal["transformers", "own"] = "transformers"
+    """``own``: this package's backbone, for a folder of the Qwen3 family; ``transformers``: any model."""
     device: str = "cpu"
     max_tokens: int = 1024
     temperature: float = 0.8
@@ -91,6 +94,7 @@ class SynthesisRecipe:
     """``jsonl``, ``jsonl.gz``, ``jsonl.xz``, ``jsonl.zst`` or ``parquet``."""
     endpoint: EndpointSettings | None = None
     local: LocalSettings | None = None
+    ray: RaySettings | None = None
     encoder: EncoderSettings | None = None
     units: UnitSettings = field(default_factory=UnitSettings)
     length: DocumentSettings = field(default_factory=DocumentSettings)
@@ -99,8 +103,8 @@ class SynthesisRecipe:
     filter: FilterSettings = field(default_factory=FilterSettings)
 
     def __post_init__(self) -> None:
-        if (self.endpoint is None) == (self.local is None):
-            raise ValueError("wanted one of [endpoint] and [local]")
+        if sum(table is not None for table in (self.endpoint, self.local, self.ray)) != 1:
+            raise ValueError("wanted one of [endpoint], [local] and [ray]")
         if self.filter.needs_encoder and self.encoder is None:
             raise ValueError(
                 "the filters cosine and rank need [encoder]; add it, or set filter.cosine = 0 and filter.rank = 0"
@@ -129,7 +133,7 @@ class SynthesisRecipe:
         return Craft(self.languages, load_templates(self.templates), self.instruction_variants)
 
     def cost(self, input_tokens: int, output_tokens: int) -> float:
-        """Price of tokens; 0 for a local model."""
+        """Price of tokens; 0 for a model of one's own."""
         return self.endpoint.cost(input_tokens, output_tokens) if self.endpoint else 0.0
 
 
@@ -238,8 +242,13 @@ class Synthesis:
         if recipe.endpoint:
             names = ("model", "temperature", "top_p", "max_tokens", "extra")
             model = {name: getattr(recipe.endpoint, name) for name in names}
+        elif recipe.ray:
+            names = ("model", "temperature", "top_p", "max_tokens", "chat_template")
+            model = {name: getattr(recipe.ray, name) for name in names}
         else:
             model = {name: value for name, value in asdict(recipe.local).items() if name != "device"}  # type: ignore[arg-type]
+            if model["engine"] == "transformers":
+                del model["engine"]  # ledgers of before there was a choice
         return fingerprint(recipe.run, recipe.craft, self._personas, self._people, model)
 
     async def _generate(
@@ -254,6 +263,8 @@ class Synthesis:
                 model = client = await stack.enter_async_context(ChatClient(recipe.endpoint, api_key))
             if recipe.endpoint:
                 concurrency = recipe.endpoint.concurrency
+            if recipe.ray:
+                concurrency = recipe.ray.requests
             ledger = stack.enter_context(Ledger(recipe.ledger, self._fingerprint(), recipe.sync_seconds))
             generator = Generator(recipe.run, recipe.craft, self._personas, model, ledger, recipe.cost)
             progress = await generator.run(self.documents(), concurrency, watch)
@@ -282,7 +293,7 @@ class Synthesis:
     def _facts(self) -> dict[str, Any]:
         file = self.recipe.out / "run.json"
         known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        model = self.recipe.endpoint or self.recipe.local
+        model = self.recipe.endpoint or self.recipe.local or self.recipe.ray
         return {
             "model": model.model if model else "",
             "encoder": self._encoder.name if self._encoder else "none",

@@ -90,7 +90,7 @@ class Connection(asyncio.Protocol):
             return self.send(400, {"error": f"response_format {form} is not supported"})
         if options.longest and len(body["messages"][-1]["content"]) > options.longest:
             return self.send(400, {"error": "this model's maximum context length is exceeded"})
-        key = headers[b"x-request-id"].decode()
+        key = headers.get(b"x-request-id", b"").decode() or hashlib.blake2b(raw, digest_size=8).hexdigest()
         fault = self.script.fault(key)
         delay = options.slow if fault == "slow" else options.delay
         asyncio.get_running_loop().call_later(delay, self.finish, key, fault, body)

@@ -45,7 +45,7 @@ def ask(options: EndpointSettings, count: int = 1, api_key: str | None = None) -
 )
 def test_every_fault_is_retried_and_counted(fault: str, reason: str) -> None:
     with serving("--faults", "0.4", "--kinds", fault) as url:
-        completions, client = ask(settings(url, retries=20), 40)
+        completions, client = ask(settings(url, retries=20, timeout=30.0), 40)
     assert len(completions) == 40
     assert all(parse_answer(completion.text, SCHEMA) for completion in completions)
     assert set(client.retried) == {reason}

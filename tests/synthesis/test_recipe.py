@@ -18,6 +18,7 @@ from qwen3_embedding.synthesis.detect import _stopwords
 from qwen3_embedding.synthesis.filter import FilterSettings
 from qwen3_embedding.synthesis.languages import languages
 from qwen3_embedding.synthesis.personas import bundled_personas
+from qwen3_embedding.synthesis.ray import RaySettings
 from qwen3_embedding.synthesis.recipe import EncoderSettings, Synthesis, SynthesisRecipe
 from tests.synthesis.support import ROOT, TOPICS
 from tests.synthesis.test_generate import Scripted, by_example
@@ -34,8 +35,9 @@ def test_the_shipped_recipe_and_the_one_in_the_documentation_load() -> None:
     assert shipped.endpoint.extra == {"chat_template_kwargs": {"enable_thinking": False}}
     page = (ROOT / "docs" / "synthesis.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    assert len(snippets) == 1
+    assert len(snippets) == 2
     assert from_mapping(tomllib.loads(snippets[0]), SynthesisRecipe).encoder is None
+    assert from_mapping(tomllib.loads(snippets[1])["ray"], RaySettings).engine is not None
     assert f"{len(languages())} languages with weights" in page
     assert f"common words of {len(_stopwords())} languages" in page
     assert f"library of {len(bundled_personas())} personas" in page
@@ -45,7 +47,7 @@ def test_the_shipped_recipe_and_the_one_in_the_documentation_load() -> None:
     ("change", "message"),
     [
         ({"encoder": None}, "need [encoder]"),
-        ({"endpoint": None}, "wanted one of [endpoint] and [local]"),
+        ({"endpoint": None}, "wanted one of [endpoint], [local] and [ray]"),
         ({"format": "csv"}, "format is 'csv'"),
         ({"filter": {"cosin": 0.5}}, "did you mean 'cosine'"),
         ({"languages": {"only": ["xx"]}}, "no language 'xx'"),

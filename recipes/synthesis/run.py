@@ -1,0 +1,371 @@
+"""Synthetic pairs alone, from a language model of our own: do they teach an embedder a corpus that has no labels?
+
+    python recipes/synthesis/run.py --data FOLDER --corpus xquad-en          # FOLDER/train, FOLDER/eval
+
+1. start: the embedder's words in a small language model.
+2. writer: it learns to write the query behind its document, from labelled pairs of other corpora.
+3. pairs: a server with the writer in another process; ``synthesize`` asks it about a sample of the corpus' documents.
+4. variants: the pairs with all filters, with none, with each one left out and with each one alone; and two baselines
+   without a language model: crops of the documents (inverse cloze) and their first sentences, as queries.
+5. For each variant the embedder is trained anew on these pairs, with the same settings, and measured on the corpus'
+   real queries, beside the untrained embedder.  No query or judgement of the corpus is seen before that.
+
+Every stage leaves a folder in --out and is skipped if its folder is there; a killed stage goes on where it was.
+The table is printed, and written to report.md and report.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from qwen3_embedding.evaluation.collection import Collection
+    from qwen3_embedding.synthesis.document import Document
+    from qwen3_embedding.synthesis.filter import FilterSettings
+    from qwen3_embedding.synthesis.recipe import Synthesis
+
+HERE = Path(__file__).resolve().parent
+ASSETS = HERE.parents[1] / "qwen3_embedding" / "assets"
+SWITCHES: dict[str, dict[str, Any]] = {
+    "talk": {"talk": False},
+    "length": {"length": 0},
+    "copy": {"copy": 0},
+    "language": {"language": False},
+    "near_duplicate": {"near_duplicate": 0},
+    "cosine": {"cosine": 0},
+    "rank": {"rank": 0},
+}
+"""What switches each filter off."""
+
+
+def main() -> None:
+    """Run what is missing."""
+    options = parse()
+    import torch
+
+    torch.set_num_threads(options.threads)
+    options.out.mkdir(parents=True, exist_ok=True)
+    make_writer(options)
+    print_report(run_corpus(options), options)
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder with train/ and eval/")
+    parser.add_argument("--corpus", default="xquad-en", help="folder of eval/ in BEIR's layout")
+    parser.add_argument("--embedder", type=Path, default=ASSETS / "nano-embedding", help="checkpoint folder")
+    parser.add_argument("--out", type=Path, default=Path("runs/synthesis"))
+    parser.add_argument("--documents", type=int, default=2000, help="of the corpus, drawn by --seed, are written for")
+    parser.add_argument("--queries-each", type=float, default=1.0, help="queries a document")
+    parser.add_argument("--writer-steps", type=int, help="in place of writer.toml's")
+    parser.add_argument("--steps", type=int, default=40, help="of every embedder")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of every embedder's matrices")
+    parser.add_argument("--table-rate", type=float, default=4e-3, help="of every embedder's token embeddings")
+    parser.add_argument("--variants", nargs="*", help="only these; default all")
+    parser.add_argument("--seeds", type=int, default=1, help="embedders trained for each variant")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args(arguments)
+
+
+def claim(folder: Path, facts: dict[str, Any]) -> None:
+    """See that what a folder holds was made with these settings."""
+    path = folder / "begun.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    for key, value in facts.items():
+        if begun.get(key) != value:
+            raise SystemExit(f"{folder} was begun with {key} {begun.get(key)}, not {value}; choose another --out")
+
+
+def make_writer(options: argparse.Namespace) -> Path:
+    """Stages 1 and 2."""
+    from qwen3_embedding.model.weights import fingerprint
+    from qwen3_embedding.training.config import load_settings
+    from qwen3_embedding.training.trainer import train
+
+    claim(options.out, {"embedder": fingerprint(options.embedder), "writer_steps": options.writer_steps})
+    start, writer = options.out / "start", options.out / "writer"
+    if not start.exists():
+        sys.path.insert(0, str(HERE))
+        from start import make_start
+
+        make_start(options.embedder, start)
+    if not writer.exists():
+        made = load_settings(HERE / "writer.toml")
+        sources = tuple(dataclasses.replace(s, path=options.data / "train" / s.path.name) for s in made.data.sources)
+        data = dataclasses.replace(made.data, sources=sources, cache=options.out / "token-cache")
+        run = dataclasses.replace(made.run, steps=options.writer_steps or made.run.steps)
+        train(dataclasses.replace(made, model=start, output=writer, data=data, run=run))
+    return writer
+
+
+def run_corpus(options: argparse.Namespace) -> dict[str, Any]:
+    """Stages 3 to 5 for one corpus."""
+    from qwen3_embedding.evaluation.collection import read_collection, read_info
+    from qwen3_embedding.synthesis.ledger import read_pairs
+
+    names = ("documents", "queries_each", "steps", "learning_rate", "table_rate", "seed")
+    claim(options.out / options.corpus, {name: getattr(options, name) for name in names})
+    folder = options.data / "eval" / options.corpus
+    collection, info = read_collection(folder), read_info(folder)
+    out = options.out / options.corpus
+    synthesis = write_pairs(options, collection, out)
+    documents = list(synthesis.documents())
+    pairs = list(read_pairs(synthesis.recipe.ledger))
+    before = measure(options.embedder, collection, info.instruction)
+    rows = [{"variant": "untrained", "pairs": 0, **compared(before, [before])}]
+    threshold = middle_cosine(pairs, documents, options.embedder)
+    for name, filters in variants(threshold).items():
+        if options.variants and name not in options.variants:
+            continue
+        records = out / "records" / f"{name.replace(' ', '-')}.jsonl"
+        count = write_variant(name, filters, pairs, documents, options, records)
+        after = [
+            measure(train_embedder(records, name, seed, options, out), collection, info.instruction)
+            for seed in range(options.seed, options.seed + options.seeds)
+        ]
+        rows.append({"variant": name, "pairs": count, **compared(before, after)})
+        print(row_line(rows[-1]), file=sys.stderr, flush=True)
+    return {
+        "corpus": options.corpus,
+        "documents": len(collection.documents),
+        "documents_written_for": len(documents),
+        "queries": len(collection.queries),
+        "bm25": info.bm25.get("ndcg@10"),
+        "cosine_threshold": round(threshold, 4),
+        "samples": samples(pairs),
+        "rows": rows,
+    }
+
+
+def write_pairs(options: argparse.Namespace, collection: Collection, out: Path) -> Synthesis:
+    """Stage 3: all pairs of the sampled documents, in the ledger."""
+    from qwen3_embedding.synthesis.client import EndpointSettings
+    from qwen3_embedding.synthesis.filter import FilterSettings
+    from qwen3_embedding.synthesis.generate import UnitSettings
+    from qwen3_embedding.synthesis.languages import LanguageSettings
+    from qwen3_embedding.synthesis.recipe import Synthesis, SynthesisRecipe
+
+    ids = sorted(collection.documents)
+    chosen = np.random.default_rng([options.seed, len(ids)]).permutation(len(ids))[: options.documents]
+    texts = [(ids[number], collection.documents[ids[number]]) for number in sorted(chosen)]
+
+    def recipe(url: str) -> SynthesisRecipe:
+        return SynthesisRecipe(
+            documents=options.data / "eval" / options.corpus,
+            out=out,
+            name=f"synthetic-{options.corpus}",
+            seed=options.seed,
+            endpoint=EndpointSettings(model="writer", url=url, concurrency=64),
+            units=UnitSettings(retrieval=options.queries_each),
+            languages=LanguageSettings(across=0.0),
+            filter=FilterSettings(cosine=0, rank=0),
+        )
+
+    planned = Synthesis(recipe("http://127.0.0.1:1/v1"), lambda: texts)
+    done = out / "pairs.done"
+    wanted = f"{planned.count_units()}\n"
+    if not done.exists() or done.read_text() != wanted:
+        with serving(options.out / "writer", options.threads) as url:
+            Synthesis(recipe(url), lambda: texts).generate()
+        done.write_text(wanted)
+    return planned
+
+
+@contextmanager
+def serving(model: Path, threads: int = 1) -> Iterator[str]:
+    """The address of a server with the writer, in a process of its own."""
+    command = [sys.executable, str(HERE / "server.py"), "--model", str(model), "--threads", str(threads)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        if not url:
+            raise SystemExit(f"the server with {model} did not start; its message is above")
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def variants(threshold: float) -> dict[str, FilterSettings | None]:
+    """Name → filters; ``None``: no language model's queries."""
+    from qwen3_embedding.synthesis.filter import FilterSettings
+
+    everything = FilterSettings(cosine=threshold)
+    nothing = dataclasses.replace(everything, **{key: value for off in SWITCHES.values() for key, value in off.items()})
+    found: dict[str, FilterSettings | None] = {"all filters": everything, "no filter": nothing}
+    for name, off in SWITCHES.items():
+        found[f"without {name}"] = dataclasses.replace(everything, **off)
+    for name, off in SWITCHES.items():
+        on = {key: getattr(everything, key) for key in off}
+        found[f"only {name}"] = dataclasses.replace(nothing, **on)
+    return {**found, "crops": None, "first sentences": None}
+
+
+def middle_cosine(pairs: list[dict[str, Any]], documents: list[Document], embedder: Path) -> float:
+    """The cosine that a fifth of the pairs do not reach: 0.7 is a threshold for another model's cosines."""
+    from qwen3_embedding import Embedder
+    from qwen3_embedding.synthesis.filter import Filter, FilterSettings
+
+    judge = Filter(FilterSettings(cosine=0, rank=1), documents, Embedder.from_pretrained(embedder))
+    found = [verdict.cosine for verdict in judge.judge(pairs) if verdict.cosine is not None]
+    return max(0.01, float(np.quantile(found, 0.2)))
+
+
+def write_variant(
+    name: str,
+    filters: FilterSettings | None,
+    pairs: list[dict[str, Any]],
+    documents: list[Document],
+    options: argparse.Namespace,
+    path: Path,
+) -> int:
+    """Stage 4: the records of a variant; returns how many there are."""
+    from qwen3_embedding import Embedder
+    from qwen3_embedding.data import Record, read_records, write_records
+    from qwen3_embedding.data.record import from_mapping
+    from qwen3_embedding.synthesis.document import cut
+    from qwen3_embedding.synthesis.filter import Filter
+
+    if path.exists():
+        return sum(1 for _ in read_records(path))
+    if filters is not None:
+        judge = Filter(filters, documents, Embedder.from_pretrained(options.embedder))
+        kept = judge.records(judge.judge(pairs))
+        return write_records(path, (from_mapping(pair["record"], "pair") for pair in kept))
+
+    def record(document: Document) -> Record:
+        sentence = cut(document.text, max(60, min(160, len(document.text) // 3)))
+        return Record(sentence, (document.text,), "retrieval", name, language=document.language)
+
+    return write_records(path, map(record, documents))
+
+
+def train_embedder(records: Path, name: str, seed: int, options: argparse.Namespace, out: Path) -> Path:
+    """Stage 5: the embedder, trained on the records and nothing else."""
+    from qwen3_embedding.training.config import parse_settings
+    from qwen3_embedding.training.trainer import train
+
+    output = out / "embedders" / f"{records.stem}-{seed}"
+    if output.exists():
+        return output
+    source: dict[str, Any] = {"path": str(records)}
+    if name == "crops":
+        source |= {"crop": 1.0, "window": 1.0}
+    train(
+        parse_settings(
+            {
+                "kind": "embedder",
+                "model": str(options.embedder),
+                "output": str(output),
+                "data": {
+                    "sources": [source],
+                    "batch_size": 64,
+                    "max_query_tokens": 64,
+                    "max_document_tokens": 160,
+                    "by_language": False,
+                    "cache": str(options.out / "token-cache"),
+                },
+                "loss": {"temperature": 0.05, "query_query": False, "document_document": False},
+                "optimizer": {
+                    "learning_rate": options.learning_rate,
+                    "embedding_learning_rate": options.table_rate,
+                    "warmup_steps": max(1, options.steps // 10),
+                    "weight_decay": 0.0,
+                },
+                "run": {
+                    "steps": options.steps,
+                    "seed": seed,
+                    "kept_tokens": 1_000_000,
+                    "checkpoint_every": max(1, options.steps // 2),
+                },
+            }
+        ),
+        show=False,
+    )
+    return output
+
+
+def measure(model: Path, collection: Collection, instruction: str | None) -> dict[str, float]:
+    """Query → nDCG@10 on the real queries, over the whole corpus."""
+    from qwen3_embedding import Embedder
+    from qwen3_embedding.evaluation.metrics import evaluate_run
+
+    embedder = Embedder.from_pretrained(model, dtype="float32")
+    ids, queries = list(collection.documents), list(collection.queries)
+    corpus_CD = np.asarray(embedder.embed_documents(list(collection.documents.values())))
+    asked_QD = np.asarray(embedder.embed_queries(list(collection.queries.values()), instruction=instruction))
+    run: dict[str, dict[str, float]] = {}
+    for query, scores_C in zip(queries, asked_QD @ corpus_CD.T, strict=True):
+        best = np.argpartition(-scores_C, min(100, len(ids) - 1))[:100]
+        run[query] = {ids[number]: float(scores_C[number]) for number in best}
+    return dict(evaluate_run(collection.qrels, run, ["ndcg@10"]).per_query["ndcg@10"])
+
+
+def compared(before: Mapping[str, float], after: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Mean nDCG@10 in points over the seeds, and the difference to the untrained with a 95 % bootstrap interval."""
+    from qwen3_embedding.evaluation.statistics import bootstrap_interval, randomisation_p_value
+
+    means = [100 * float(np.mean(list(run.values()))) for run in after]
+    differences = [100 * (float(np.mean([run[query] for run in after])) - before[query]) for query in before]
+    interval = bootstrap_interval(differences)
+    return {
+        "ndcg@10": round(float(np.mean(means)), 2),
+        "seeds": [round(mean, 2) for mean in means],
+        "gain": round(interval.value, 2),
+        "interval": [round(interval.low, 2), round(interval.high, 2)],
+        "p": round(randomisation_p_value(differences), 4) if any(differences) else 1.0,
+    }
+
+
+def samples(pairs: Iterable[dict[str, Any]], count: int = 8) -> list[dict[str, str]]:
+    """Some pairs to look at."""
+    shown = sorted(pairs, key=lambda pair: str(pair["provenance"]["unit"]))[:count]
+    return [{"query": p["record"]["query"], "document": p["record"]["positives"][0][:200]} for p in shown]
+
+
+def row_line(row: Mapping[str, Any]) -> str:
+    """A row of the table."""
+    low, high = row["interval"]
+    return f"| {row['variant']} | {row['pairs']:,} | {row['ndcg@10']} | {row['gain']:+} ({low:+} to {high:+}) |"
+
+
+def print_report(report: dict[str, Any], options: argparse.Namespace) -> None:
+    """Write and print the table and the samples."""
+    about = (
+        f"{report['corpus']}: {report['queries']:,} real queries, {report['documents']:,} documents, of which "
+        f"{report['documents_written_for']:,} were written for; {options.steps} steps; BM25 "
+        f"{100 * (report['bm25'] or 0):.1f}"
+    )
+    head = [about, "", "| trained on | pairs | nDCG@10 | gain (95 % interval) |", "|---|---|---|---|"]
+    lines = [*head, *(row_line(row) for row in report["rows"]), "", "Samples:"]
+    lines += [f"- {sample['query']}  ←  {sample['document']}" for sample in report["samples"]]
+    text = "\n".join(lines) + "\n"
+    settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
+    out = options.out / options.corpus
+    (out / "report.md").write_text(text, encoding="utf-8")
+    (out / "report.json").write_text(
+        json.dumps({"settings": settings, **report}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
