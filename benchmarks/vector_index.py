@@ -113,7 +113,7 @@ def build_ours(kind: str, vectors: np.ndarray, work: Path) -> Built:
         return [int(identity) for identity, _ in ranking]
 
     used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    breadths = (0,) if kind == "binary" else BREADTHS if kind == "hnsw-sq" else (4, 8, 16, 32, 64, 128, 256, 512)
+    breadths = (4, 8, 16, 32, 64, 128, 256, 512) if kind == "ivf-pq" else (*BREADTHS, 2048, 4096)
     return Built(search, breadths, used, seconds)
 
 

@@ -455,7 +455,9 @@ class SearchIndex(Searchable):
 
     def _by_snapshot(self, live: Live, vector_D: FloatArray, query: DenseQuery) -> Ranking:
         count, effort = query.limit * self.manifest.oversample, query.effort or self.manifest.effort
-        if self.manifest.first_pass == "hnsw-sq":  # a graph finds no more than it follows, and int8 is nearly exact
+        if self.manifest.first_pass == "binary":  # signs are coarse: few candidates for few results would miss some
+            count = max(count, effort)
+        else:  # a graph finds no more than it follows, and int8 is nearly exact
             count = min(count, max(effort, query.limit))
         ranking, first, second = live.nearest(vector_D, query.limit, count, effort)
         query.timing.add("candidates", first)

@@ -48,7 +48,8 @@ class IndexSettings:
     short_dimensions: int = 128
     oversample: int = 4
     effort: int = 128
-    """How broadly ``hnsw-sq`` (candidates followed at a time) and ``ivf-pq`` (clusters looked at) search."""
+    """How broadly an approximate first pass searches: candidates that ``hnsw-sq`` follows at a time, clusters that
+    ``ivf-pq`` looks at, the fewest candidates of ``binary``."""
     batch_size: int = 1024
     """Documents embedded and committed at a time."""
 
