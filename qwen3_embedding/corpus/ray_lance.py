@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from qwen3_embedding.corpus.manifest import Manifest, read_manifest
 from qwen3_embedding.errors import DataError, IndexCorruptError
@@ -73,7 +73,7 @@ def write_lance(folder: str | Path, address: str, workers: int = 2, ray_address:
 
 def build_index(
     address: str,
-    kind: IndexKind = "IVF_PQ",
+    kind: str = "IVF_PQ",
     workers: int = 2,
     partitions: int | None = None,
     ray_address: str = "auto",
@@ -91,8 +91,11 @@ def build_index(
         Rows that are in the index.
 
     Raises:
+        ValueError: an unknown kind.
         MissingExtraError: Ray or lance-ray is not installed.
     """
+    if kind not in get_args(IndexKind):
+        raise ValueError(f"index kind {kind!r}; wanted one of {', '.join(get_args(IndexKind))}")
     lance_ray, lance = require("lance_ray", extra="scale"), require("lance", extra="scale")
     uri = table_uri(address)
     dataset = lance.dataset(uri)

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qwen3_embedding.errors import IndexCorruptError
+from qwen3_embedding.retrieval.mapped import new_array
 from qwen3_embedding.types import FloatArray, IntArray
 
 _CHUNK_ROWS = 65_536
@@ -31,12 +32,11 @@ class BinaryCodes:
     def write(cls, folder: Path, parts: Iterable[FloatArray], rows: int, dimensions: int) -> None:
         """Pack vectors that come in parts, in order; ``rows`` of them in all."""
         shape = (-(-dimensions // 64), rows)
-        words_WN = np.lib.format.open_memmap(folder / _FILE, mode="w+", dtype=np.uint64, shape=shape)
+        words_WN = new_array(folder / _FILE, np.uint64, shape)
         at = 0
         for vectors_ND in parts:
             words_WN[:, at : at + len(vectors_ND)] = _pack(vectors_ND).T
             at += len(vectors_ND)
-        words_WN.flush()
 
     @classmethod
     def open(cls, folder: Path, rows: int, dimensions: int) -> BinaryCodes:

@@ -26,6 +26,7 @@ from qwen3_embedding.errors import IndexCorruptError
 from qwen3_embedding.retrieval.binary import BinaryCodes
 from qwen3_embedding.retrieval.fusion import Ranking
 from qwen3_embedding.retrieval.graph import Graph
+from qwen3_embedding.retrieval.mapped import new_array
 from qwen3_embedding.retrieval.search import top_ranking
 from qwen3_embedding.types import FloatArray, IntArray
 
@@ -174,6 +175,9 @@ def write_snapshot(
         numbers: (N,) of all rows, in any order.
         read: gives all rows, in parts, in any order.
         base: what is there already; a graph grows from it.
+
+    Raises:
+        OSError: the disk is full; what was there stays.
     """
     ordered_N = np.sort(numbers)
     serial = 1 + max((int(path.name[len(_PREFIX) :]) for path in folder.glob(f"{_PREFIX}*[0-9]")), default=-1)
@@ -186,6 +190,7 @@ def write_snapshot(
         removed = _write_pass(beside, kind, ordered_N, vectors_ND, base)
         about = About(kind, len(ordered_N), dimensions, next_number, removed)
         (beside / _ABOUT).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
+        _force_to_disk(beside)
         os.replace(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -198,14 +203,12 @@ def write_snapshot(
 
 def _write_rows(folder: Path, ordered_N: IntArray, dimensions: int, parts: Iterable[Part]) -> FloatArray:
     """Vectors and ids, in the order of the numbers; gives the vectors, mapped."""
-    shape = (len(ordered_N), dimensions)
-    vectors_ND = np.lib.format.open_memmap(folder / _VECTORS, mode="w+", dtype=np.float32, shape=shape)
+    vectors_ND = new_array(folder / _VECTORS, np.float32, (len(ordered_N), dimensions))
     ids = np.empty(len(ordered_N), dtype=object)
     for numbers, some, vectors in parts:
         rows = np.searchsorted(ordered_N, numbers)
         vectors_ND[rows] = vectors
         ids[rows] = some
-    vectors_ND.flush()
     table = pa.table({"number": pa.array(ordered_N, pa.int64()), "id": pa.array(ids, pa.large_string())})
     with pa.ipc.new_file(str(folder / _ROWS), table.schema) as file:
         file.write_table(table)
@@ -236,6 +239,16 @@ def _gone(base: Live | None, ordered_N: IntArray) -> IntArray | None:
     gone = np.setdiff1d(base.snapshot.numbers_N, ordered_N, assume_unique=True)
     lost = base.snapshot.about.removed + len(gone)
     return gone if lost <= _REBUILD_SHARE * max(1, base.snapshot.about.rows) else None
+
+
+def _force_to_disk(folder: Path) -> None:
+    """So that a snapshot that has its name is whole, also behind a power cut."""
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _slices(vectors_ND: FloatArray, rows: int = 65_536) -> Iterator[FloatArray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import resource
 import shutil
 import signal
 import subprocess
@@ -188,6 +190,22 @@ def test_killed_while_it_writes_a_snapshot_the_old_one_stays(tmp_path: Path) -> 
     again.optimize()
     assert not list(index.folder.glob("*.part"))
     agrees(again)
+
+
+def test_no_room_for_a_snapshot_keeps_the_old_one(index: SearchIndex) -> None:
+    before = newest(index.folder)
+    index.delete(["d7"])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # less than the vectors take
+    try:
+        with pytest.raises(OSError, match="large") as caught:
+            index._write_snapshot()
+        assert caught.value.errno == errno.EFBIG
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert newest(index.folder) == before
+    assert not list(index.folder.glob("*.part"))
+    agrees(index)
 
 
 def test_signs_are_compared_bit_by_bit(tmp_path: Path) -> None:
