@@ -172,7 +172,7 @@ def build_lancedb(vectors: np.ndarray, work: Path) -> Built:
     seconds = time.perf_counter() - began
 
     def search(query: np.ndarray, breadth: int) -> list[int]:
-        found = table.search(query).distance_type("dot").ef(breadth).refine_factor(2).select(["row"]).limit(TOP)
+        found = table.search(query).distance_type("dot").ef(breadth).refine_factor(2).select(["row", "_distance"]).limit(TOP)
         return list(found.to_arrow()["row"].to_pylist())
 
     used = sum(path.stat().st_size for path in (work / "lance").rglob("*") if path.is_file())

@@ -34,7 +34,8 @@ def cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 1024 * 1024)
+        patch.setenv("RAY_worker_niceness", "0")  # 15 is Ray's own: on a busy machine the workers would stand still
+        ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, object_store_memory=100 * 1024 * 1024)
         yield
         with warnings.catch_warnings():  # Ray kills its processes and does not wait for them
             warnings.simplefilter("ignore", ResourceWarning)
