@@ -142,7 +142,9 @@ def build_faiss(vectors: np.ndarray, work: Path, threads: int) -> Built:
 def build_usearch(dtype: str, vectors: np.ndarray, threads: int) -> Built:
     from usearch.index import Index
 
-    index = Index(ndim=vectors.shape[1], metric="ip", dtype=dtype, connectivity=16, expansion_add=100)
+    index = Index(
+        ndim=vectors.shape[1], metric="ip" if dtype == "f32" else "cos", dtype=dtype, connectivity=16, expansion_add=100
+    )
     began = time.perf_counter()
     for at in range(0, len(vectors), 100_000):
         part = vectors[at : at + 100_000]
@@ -172,7 +174,14 @@ def build_lancedb(vectors: np.ndarray, work: Path) -> Built:
     seconds = time.perf_counter() - began
 
     def search(query: np.ndarray, breadth: int) -> list[int]:
-        found = table.search(query).distance_type("dot").ef(breadth).refine_factor(2).select(["row", "_distance"]).limit(TOP)
+        found = (
+            table.search(query)
+            .distance_type("dot")
+            .ef(breadth)
+            .refine_factor(2)
+            .select(["row", "_distance"])
+            .limit(TOP)
+        )
         return list(found.to_arrow()["row"].to_pylist())
 
     used = sum(path.stat().st_size for path in (work / "lance").rglob("*") if path.is_file())

@@ -47,7 +47,7 @@ class BinaryCodes:
         """
         wanted = (-(-dimensions // 64), rows)
         try:
-            words_WN = np.load(folder / _FILE, mmap_mode="r")
+            words_WN = np.asarray(np.load(folder / _FILE, mmap_mode="r"))
         except (OSError, ValueError) as error:
             raise IndexCorruptError(
                 f"{folder / _FILE} cannot be read: {error}; build it anew with optimize()"

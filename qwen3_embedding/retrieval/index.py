@@ -85,6 +85,7 @@ class SearchIndex(Searchable):
         self.reranker = reranker
         self._table = table
         self._live: tuple[object, Live | None] = (None, None)
+        self._watched = (str(folder), str(folder / f"{_TABLE}.lance" / "_versions"))
 
     @classmethod
     def create(
@@ -373,12 +374,12 @@ class SearchIndex(Searchable):
         return self._live[1]
 
     def _state(self) -> object | None:
-        """What changes with every change of the table: its folder of versions gets a new file.
+        """What changes with every change of the table and every snapshot: the times of their folders.
 
         ``None`` just behind a change, when a further one might leave the same time on the folder.
         """
-        changed_ns = (self.folder / f"{_TABLE}.lance" / "_versions").stat().st_mtime_ns
-        return None if time.time_ns() - changed_ns < _SAME_TIME_NS else (changed_ns, newest(self.folder))
+        times_ns = [os.stat(path).st_mtime_ns for path in self._watched]
+        return None if time.time_ns() - max(times_ns) < _SAME_TIME_NS else times_ns
 
     def _open_snapshot(self) -> Live | None:
         while (path := newest(self.folder)) is not None:
@@ -475,7 +476,10 @@ class SearchIndex(Searchable):
                 probes = (query.effort or self.manifest.effort) if kind == "ivf-pq" else _ALL_PARTITIONS
                 search = search.nprobes(probes)
             search = self._filtered(search, query.conditions).select(["id", "vector", "_distance"])
-            rows = search.limit(query.limit * self.manifest.oversample).to_arrow()
+            count = query.limit * self.manifest.oversample
+            if kind == "ivf-pq":  # coarse, as signs are
+                count = max(count, self.manifest.effort)
+            rows = search.limit(count).to_arrow()
         if not rows.num_rows:
             return []
         with query.timing.spent("rescore"):

@@ -49,7 +49,7 @@ class IndexSettings:
     oversample: int = 4
     effort: int = 128
     """How broadly an approximate first pass searches: candidates that ``hnsw-sq`` follows at a time, clusters that
-    ``ivf-pq`` looks at, the fewest candidates of ``binary``."""
+    ``ivf-pq`` looks at; also the fewest candidates of ``ivf-pq`` and ``binary``, which are coarse."""
     batch_size: int = 1024
     """Documents embedded and committed at a time."""
 
