@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import pyarrow as pa
+import pyarrow.parquet
+
 from qwen3_embedding.corpus.manifest import Manifest, read_manifest
 from qwen3_embedding.errors import DataError, IndexCorruptError
 from qwen3_embedding.optional import require
@@ -19,6 +22,7 @@ from qwen3_embedding.optional import require
 IndexKind = Literal["IVF_PQ", "IVF_RQ", "IVF_HNSW_SQ", "IVF_HNSW_PQ"]
 
 _ROWS_OF_A_FILE = 262_144
+_ROWS_OF_A_PARTITION = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +64,16 @@ def write_lance(folder: str | Path, address: str, workers: int = 2, ray_address:
     lance_ray, lance = require("lance_ray", extra="scale"), require("lance", extra="scale")
     with cluster(ray_address) as ray:
         paths = [str(manifest.folder.absolute() / shard.file) for shard in manifest.shards]
-        vectors = ray.data.read_parquet(paths, columns=["id", "vector"], override_num_blocks=len(paths))
+        # A task a shard: Ray's own reader of Parquet would join small shards into the work of one.
+        shards = ray.data.from_items([{"path": path} for path in paths], override_num_blocks=len(paths))
+        vectors = shards.map_batches(_read_shard, batch_size=1, batch_format="pyarrow")
         lance_ray.write_lance(
-            vectors, uri, mode="overwrite", min_rows_per_file=1, max_rows_per_file=_ROWS_OF_A_FILE, concurrency=workers
+            vectors,
+            uri,
+            mode="overwrite",
+            min_rows_per_file=1,
+            max_rows_per_file=_ROWS_OF_A_FILE,
+            concurrency=min(workers, len(paths)),
         )
     dataset = lance.dataset(uri)
     rows = int(dataset.count_rows())
@@ -84,7 +95,7 @@ def build_index(
         address: as in :func:`write_lance`.
         kind: product quantisation (``IVF_PQ``), one bit a dimension (``IVF_RQ``), or graphs in the clusters.
         workers: that build at the same time.
-        partitions: clusters; ``None``: the square root of the rows.
+        partitions: clusters; ``None``: the square root of the rows, and not so many that one could not be trained.
         ray_address: the cluster.
 
     Returns:
@@ -108,7 +119,7 @@ def build_index(
             index_type=kind,
             metric="cosine",
             num_workers=workers,
-            num_partitions=partitions or max(1, round(rows**0.5)),
+            num_partitions=partitions or max(1, min(round(rows**0.5), rows // _ROWS_OF_A_PARTITION)),
             **sub_vectors,
         )
     (name,) = {index["name"] for index in built.list_indices() if index["fields"] == ["vector"]}
@@ -129,6 +140,12 @@ def cluster(address: str) -> Iterator[Any]:
     finally:
         if started:
             ray.shutdown()
+
+
+def _read_shard(batch: Any) -> Any:
+    """The ids and vectors of a shard whose path is the one row of ``batch``."""
+    (path,) = batch["path"].to_pylist()
+    return pa.parquet.read_table(path, columns=["id", "vector"])
 
 
 def _whole(folder: str | Path) -> Manifest:

@@ -108,7 +108,7 @@ def test_many_workers_write_and_index_one_lance_table(cluster: None, tmp_path: P
     for _ in range(2):  # again: a new version of the same table
         table = write_lance(tmp_path / "out", address, workers=2)
         assert (table.rows, table.fragments) == (700, 3)
-    assert build_index(address, workers=2, partitions=4) == 700
+    assert build_index(address, workers=2) == 700
 
     opened = lancedb.connect(tmp_path / "db").open_table("documents")
     wanted = content(tmp_path / "out")
@@ -116,7 +116,7 @@ def test_many_workers_write_and_index_one_lance_table(cluster: None, tmp_path: P
     assert same({row["id"]: np.asarray(row["vector"], np.float32) for row in rows}, wanted)
     for identity in ("d3", "d699"):
         search = opened.search(wanted[identity], vector_column_name="vector").distance_type("cosine")
-        found = search.nprobes(4).refine_factor(10).limit(3).to_list()
+        found = search.nprobes(9).refine_factor(10).limit(3).to_list()
         assert identity in {row["id"] for row in found}
     assert any("vector" in index.columns for index in opened.list_indices())
 
