@@ -102,7 +102,7 @@ def build_index(
         Rows that are in the index.
 
     Raises:
-        ValueError: an unknown kind.
+        ValueError: an unknown kind, or too few rows to train on.
         MissingExtraError: Ray or lance-ray is not installed.
     """
     if kind not in get_args(IndexKind):
@@ -111,6 +111,10 @@ def build_index(
     uri = table_uri(address)
     dataset = lance.dataset(uri)
     rows, width = int(dataset.count_rows()), int(dataset.schema.field("vector").type.list_size)
+    if rows < _ROWS_OF_A_PARTITION:
+        raise ValueError(
+            f"{uri} has {rows} rows; wanted at least {_ROWS_OF_A_PARTITION}, fewer are compared one by one"
+        )
     sub_vectors = {"num_sub_vectors": width // 4 if width % 4 == 0 else width} if kind.endswith("PQ") else {}
     with cluster(ray_address):
         built = lance_ray.create_index(
@@ -120,6 +124,7 @@ def build_index(
             metric="cosine",
             num_workers=workers,
             num_partitions=partitions or max(1, min(round(rows**0.5), rows // _ROWS_OF_A_PARTITION)),
+            sample_rate=min(256, rows // 256),  # codebooks of 256 entries are trained on so many rows each
             **sub_vectors,
         )
     (name,) = {index["name"] for index in built.list_indices() if index["fields"] == ["vector"]}
