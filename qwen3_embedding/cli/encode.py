@@ -49,6 +49,12 @@ def command(
     ] = None,
     ray_workers: Annotated[int, typer.Option(help="Ray: actors that compute, each with a copy of the model.")] = 2,
     ray_gpus: Annotated[float, typer.Option(help="Ray: GPUs of each of them.")] = 0.0,
+    ray_lance: Annotated[
+        str | None, typer.Option(help="Ray: write all vectors into the Lance table URI#TABLE, every worker a part.")
+    ] = None,
+    ray_index: Annotated[
+        str | None, typer.Option(help="Ray: build its vector index on the workers: IVF_PQ, IVF_RQ, IVF_HNSW_SQ.")
+    ] = None,
     repair: Annotated[bool, typer.Option("--repair", help="Compute missing and torn shards again.")] = False,
     check: Annotated[
         bool, typer.Option("--check", help="Only verify every checksum of OUT; exit 1 if one is wrong.")
@@ -103,4 +109,12 @@ def command(
         loaded = load(out, target)
         told = f"{loaded.upserted:,} rows sent, {loaded.deleted:,} deleted, {loaded.rows:,} there"
         print(f"{target.name}: {told}", file=sys.stderr)
+    if ray_lance is not None:
+        from qwen3_embedding.corpus.ray_lance import build_index, write_lance
+
+        table = write_lance(out, ray_lance, ray_workers, ray or "local")
+        print(f"{table.uri}: {table.rows:,} rows in {table.fragments} fragments", file=sys.stderr)
+        if ray_index is not None:
+            indexed = build_index(ray_lance, ray_index, ray_workers, ray_address=ray or "local")
+            print(f"{table.uri}: {indexed:,} rows in the {ray_index} index", file=sys.stderr)
     print(json.dumps(result.manifest.raw["totals"]) if as_json else summary(result))

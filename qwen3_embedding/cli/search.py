@@ -30,6 +30,13 @@ def command(
     where: Annotated[
         str | None, typer.Option(help='Conditions, JSON: \'{"language": "de", "year": {"gte": 2020}}\'')
     ] = None,
+    budget_ms: Annotated[
+        float | None, typer.Option("--budget-ms", help="Milliseconds to answer in; the reranker ends in time.")
+    ] = None,
+    effort: Annotated[int | None, typer.Option(help="How broadly an approximate index is searched.")] = None,
+    explain: Annotated[
+        bool, typer.Option("--explain", "--timing", help="Print the plan and where the time went, on stderr.")
+    ] = False,
     device: Device = "auto",
     dtype: DType = "auto",
     hub_name: HubName = "huggingface",
@@ -39,27 +46,38 @@ def command(
     """Search an index and print the hits, best first."""
     from qwen3_embedding.inference.embedder import Embedder
     from qwen3_embedding.inference.reranker import Reranker
+    from qwen3_embedding.retrieval.explain import explanation, summary
     from qwen3_embedding.retrieval.fusion import Fusion
     from qwen3_embedding.retrieval.index import SearchIndex
     from qwen3_embedding.retrieval.manifest import model_source, read_manifest
     from qwen3_embedding.retrieval.search import Plan
 
     conditions = None if where is None else json.loads(where)
-    plan = Plan(top_k, candidates, mode, reranker is not None, instruction, conditions, Fusion(method=fusion))
+    plan = Plan(
+        top_k,
+        candidates,
+        mode,
+        reranker is not None,
+        instruction,
+        conditions,
+        Fusion(method=fusion),
+        budget_ms=budget_ms,
+        effort=effort,
+    )
     source = model or model_source(read_manifest(index))
     needs_vectors = mode != "text"
     embedder = (
         Embedder.from_pretrained(source, device, dtype, offline=offline, hub=hub(hub_name)) if needs_vectors else None
     )
     scorer = Reranker.from_pretrained(reranker, device, dtype, offline=offline, hub=hub(hub_name)) if reranker else None
-    results = SearchIndex.open(index, embedder, scorer).run([query], plan)
+    opened = SearchIndex.open(index, embedder, scorer)
+    results = opened.run([query], plan)
     if as_json:
         timing = {**asdict(results.timing), "total_s": results.timing.total_s}
+        timing["reranked"] = results.reranked[0]
         hits = [asdict(hit) for hit in results.hits[0]]
         print(json.dumps({"query": query, "hits": hits, "timing": timing}, ensure_ascii=False))
         return
     for hit in results.hits[0]:
         print(f"{hit.score:.4f}  {hit.id}  {' '.join(hit.text.split())[:160]}")
-    spent = results.timing
-    parts = f"embed {spent.embed_s * 1e3:.0f}, retrieve {spent.retrieve_s * 1e3:.0f}, rerank {spent.rerank_s * 1e3:.0f}"
-    print(f"{spent.total_s * 1e3:.0f} ms: {parts}", file=sys.stderr)
+    print(explanation(opened, plan, results) if explain else summary(results.timing), file=sys.stderr)

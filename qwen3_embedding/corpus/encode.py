@@ -191,7 +191,7 @@ def encode(
 
 def compute_here(job: Job, embedder: Embedder) -> Computed:
     """The engine of one process: a thread reads and tokenises ahead."""
-    with prefetch(lambda: job.windows(embedder.tokenizer), depth=2) as windows:
+    with prefetch(lambda: job.windows(embedder.tokenizer), depth=1) as windows:
         for window in windows:
             yield window, job.compute(embedder, window.sequences)
 

@@ -160,7 +160,7 @@ class Ledger:
             if not read_only:
                 db.execute("PRAGMA journal_mode = WAL")
                 db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA cache_size = -32768")
+            db.execute("PRAGMA cache_size = -8192")  # kB; what is read often is in the system's cache
             db.execute("SELECT value FROM meta WHERE key = 'identity'").fetchone()
         return cls(db, path)
 

@@ -18,10 +18,10 @@ import pyarrow as pa
 from qwen3_embedding.corpus.chunker import Chunk
 from qwen3_embedding.corpus.encode import Computed, Job
 from qwen3_embedding.corpus.ledger import Place
+from qwen3_embedding.corpus.ray_lance import cluster
 from qwen3_embedding.corpus.window import Row, TextTokenizer, Window
 from qwen3_embedding.errors import CheckpointError, Qwen3EmbeddingError
 from qwen3_embedding.inference.embedder import Embedder
-from qwen3_embedding.optional import require
 
 
 @dataclass(frozen=True)
@@ -52,22 +52,8 @@ class RayEngine:
 
     def __call__(self, job: Job, embedder: Embedder) -> Computed:
         """The windows of a job with their vectors, in order."""
-        ray = require("ray", extra="scale")
-        require("ray.data", extra="scale")
-        started = self._connect(ray)
-        try:
+        with cluster(self.settings.address) as ray:
             yield from self._stream(ray, job, embedder)
-        finally:
-            if started:
-                ray.shutdown()
-
-    def _connect(self, ray: Any) -> bool:
-        """Connect where that is not done; tells whether it was this call that did it."""
-        if ray.is_initialized():
-            return False
-        address = None if self.settings.address == "local" else self.settings.address
-        ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
-        return True
 
     def _stream(self, ray: Any, job: Job, embedder: Embedder) -> Computed:
         context = ray.data.DataContext.get_current()

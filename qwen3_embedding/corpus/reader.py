@@ -342,6 +342,8 @@ def _torn_error(file: SourceFile, row: int, error: Exception) -> DataError:
 
 
 def _check_unicode(text: str, name: str) -> None:
+    if text.isascii():  # known without looking at the characters
+        return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

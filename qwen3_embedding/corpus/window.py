@@ -100,6 +100,8 @@ class Window:
     skips: list[tuple[int, int, str]] = field(default_factory=list)
     fraction: float = 0.0
     """How much of the bytes to read is read when this window is."""
+    characters: int = 0
+    """Of the rows' texts."""
 
     @property
     def n_tokens(self) -> int:
@@ -107,7 +109,7 @@ class Window:
         return sum(map(len, self.sequences))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that costs a call a field, and there is one for every text
 class _Item:
     """A text on its way into a window."""
 
@@ -199,8 +201,7 @@ class Planner:
     def _is_full(self, window: Window) -> bool:
         limit = self._settings.window
         met = len(window.unchanged) + len(window.skips)
-        characters = sum(len(row.chunk.text) for row in window.rows)
-        return len(window.rows) >= limit.rows or characters >= limit.characters or met >= 16 * limit.rows
+        return len(window.rows) >= limit.rows or window.characters >= limit.characters or met >= 16 * limit.rows
 
     def _close(self, window: Window) -> Window:
         texts: dict[int, str] = {row.computed: row.chunk.text for row in window.rows if row.computed >= 0}
@@ -295,6 +296,7 @@ class Planner:
         place = _place(here, window.shard, len(window.rows))
         number, source = self._find(window, content, computed)
         window.rows.append(Row(item.id, item.chunk, key, place, number, source))
+        window.characters += len(item.chunk.text)
         self._pending[window.number].places[key] = place
 
     def _find(

@@ -11,7 +11,7 @@ from qwen3_embedding.retrieval.bm25 import Bm25
 from qwen3_embedding.retrieval.documents import Document, DocumentLike, check_texts, to_documents
 from qwen3_embedding.retrieval.filters import Condition, matches
 from qwen3_embedding.retrieval.fusion import Ranking
-from qwen3_embedding.retrieval.search import Searchable, top_ranking, unit_vectors
+from qwen3_embedding.retrieval.search import DenseQuery, Searchable, top_ranking, unit_vectors
 from qwen3_embedding.types import Encoder, FloatArray, Scorer
 
 
@@ -77,19 +77,24 @@ class ExactIndex(Searchable):
         """The documents of these ids."""
         return {identity: self._documents[identity] for identity in ids if identity in self._documents}
 
-    def retrieve_dense(self, vectors_QD: FloatArray, limit: int, conditions: list[Condition]) -> list[Ranking]:
+    def retrieve_dense(self, vectors_QD: FloatArray, query: DenseQuery) -> list[Ranking]:
         """Cosine similarity to every document."""
-        if self._matrix_ND is None:
-            self._matrix_ND = np.stack(list(self._vectors.values()))
-        masked = self._masked(conditions)
-        ids = list(self._documents)
-        return [
-            top_ranking(ids, np.where(masked, -np.inf, self._matrix_ND @ vector_D).astype(np.float32), limit)
-            for vector_D in vectors_QD
-        ]
+        if not self._documents:
+            return [[] for _ in vectors_QD]
+        with query.timing.spent("candidates"):
+            if self._matrix_ND is None:
+                self._matrix_ND = np.stack(list(self._vectors.values()))
+            masked = self._masked(query.conditions)
+            ids = list(self._documents)
+            return [
+                top_ranking(ids, np.where(masked, -np.inf, self._matrix_ND @ vector_D).astype(np.float32), query.limit)
+                for vector_D in vectors_QD
+            ]
 
     def retrieve_text(self, queries: Sequence[str], limit: int, conditions: list[Condition]) -> list[Ranking]:
         """BM25 of every document."""
+        if not self._documents:
+            return [[] for _ in queries]
         if self._bm25 is None:
             self._bm25 = Bm25(list(self._tokens.values()), self.k1, self.b)
         masked = self._masked(conditions)

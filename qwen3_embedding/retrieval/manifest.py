@@ -23,7 +23,9 @@ _PROBE = "The quick brown fox jumps over the lazy dog. 敏捷的棕色狐狸跳�
 _SAME_MODEL = 0.98
 """Cosine of the probe text's vectors: the same weights at bfloat16, at int8 or elsewhere stay above, others below."""
 
-FirstPass = Literal["none", "int8", "short"]
+FirstPass = Literal["none", "int8", "short", "binary", "ivf-pq", "hnsw-sq"]
+SNAPSHOT_PASSES = ("binary", "hnsw-sq")
+"""Those that are kept beside the table, mapped into memory (:mod:`qwen3_embedding.retrieval.snapshot`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,13 @@ class IndexSettings:
     """How an index keeps its vectors.
 
     The first pass goes over smaller vectors and brings ``oversample`` times as many candidates as are wanted, which
-    are then compared in float32: ``int8`` (a byte a dimension), ``short`` (the first dimensions, Matryoshka), ``none``.
+    are then compared in float32:
+
+    * ``none``: every vector in float32.
+    * ``int8``: every vector at a byte a dimension. ``short``: the first dimensions of every vector (Matryoshka).
+    * ``binary``: every vector at a bit a dimension, mapped into memory.
+    * ``hnsw-sq``: a graph over vectors of a byte a dimension, mapped into memory (extra ``scale``).
+    * ``ivf-pq``: clusters of product-quantised vectors on disk: for more vectors than memory holds.
     """
 
     dimensions: int | None = None
@@ -39,13 +47,16 @@ class IndexSettings:
     first_pass: FirstPass = "none"
     short_dimensions: int = 128
     oversample: int = 4
+    effort: int = 128
+    """How broadly an approximate first pass searches: candidates that ``hnsw-sq`` follows at a time, clusters that
+    ``ivf-pq`` looks at; also the fewest candidates of ``ivf-pq`` and ``binary``, which are coarse."""
     batch_size: int = 1024
     """Documents embedded and committed at a time."""
 
     def __post_init__(self) -> None:
         if self.first_pass not in get_args(FirstPass):
             raise ValueError(f"first_pass={self.first_pass!r}; wanted one of {', '.join(get_args(FirstPass))}")
-        for name in ("oversample", "batch_size", "short_dimensions"):
+        for name in ("oversample", "effort", "batch_size", "short_dimensions"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; wanted 1 or more")
 
@@ -70,6 +81,13 @@ class Manifest:
     probe: list[float]
     """The model's vector of a fixed text: how another model under the same name is found out."""
     next_id: int = 0
+    """The number of the next document; none is given out twice."""
+    effort: int = 128
+
+    @property
+    def has_snapshot(self) -> bool:
+        """The first pass is kept beside the table."""
+        return self.first_pass in SNAPSHOT_PASSES
 
 
 def new_manifest(encoder: Encoder, settings: IndexSettings, instruction: str | None) -> Manifest:
@@ -99,6 +117,7 @@ def new_manifest(encoder: Encoder, settings: IndexSettings, instruction: str | N
         short_dimensions=settings.short_dimensions,
         oversample=settings.oversample,
         batch_size=settings.batch_size,
+        effort=settings.effort,
         probe=[round(float(value), 6) for value in _probe(encoder, dimensions)],
     )
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -17,6 +19,9 @@ from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first
 from qwen3_embedding.types import Encoder, FloatArray, Hit, Scorer, Vectors
 
 Mode = Literal["dense", "text", "hybrid"]
+
+_TRIAL, _CAUTION = 8, 0.9
+"""Candidates that tell a reranker's rate, and the share of the time left that is filled at that rate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +38,20 @@ class Plan:
     """The task for query vectors and reranker; ``None`` is the web-search task of the model cards."""
     where: Filter | None = None
     fusion: Fusion = field(default_factory=Fusion)
+    budget_ms: float | None = None
+    """Milliseconds a query may take: reranking takes the best candidates first and ends in time. ``None``: all."""
+    effort: int | None = None
+    """How broadly an approximate index is searched; ``None`` is what the index was made with."""
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "candidates"):
+        for name in ("top_k", "candidates", *(["effort"] if self.effort is not None else [])):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
                 raise TypeError(f"{name} is {type(value).__name__}; wanted a whole number from 1 up")
             if value < 1:
                 raise ValueError(f"{name}={value}; wanted 1 or more")
+        if self.budget_ms is not None and not (math.isfinite(self.budget_ms) and self.budget_ms > 0):
+            raise ValueError(f"budget_ms={self.budget_ms}; wanted milliseconds above 0, or None for no limit")
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode={self.mode!r}; wanted one of {', '.join(get_args(Mode))}")
         if self.instruction is not None:
@@ -52,18 +63,47 @@ class Plan:
         return max(self.top_k, self.candidates)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Timing:
-    """Seconds spent on a call of search, all its queries together."""
+    """Seconds spent on a call of search, all its queries together, by what they were spent on."""
 
     embed_s: float = 0.0
-    retrieve_s: float = 0.0
+    candidates_s: float = 0.0
+    """First pass of the vectors. Where the index keeps no smaller vectors, the exact search."""
+    rescore_s: float = 0.0
+    """Comparing the candidates of a first pass in float32."""
+    text_s: float = 0.0
+    """Full text, and fusing it with the vectors."""
+    fetch_s: float = 0.0
+    """Reading texts and metadata of what was found."""
     rerank_s: float = 0.0
+
+    @property
+    def retrieve_s(self) -> float:
+        """From vectors to documents: everything between embedding and reranking."""
+        return self.candidates_s + self.rescore_s + self.text_s + self.fetch_s
 
     @property
     def total_s(self) -> float:
         """The sum."""
         return self.embed_s + self.retrieve_s + self.rerank_s
+
+    def stages(self) -> dict[str, float]:
+        """Stage to seconds, in the order in which they happen."""
+        return {item.name.removesuffix("_s"): getattr(self, item.name) for item in fields(self)}
+
+    @contextmanager
+    def spent(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - began)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Add seconds to a stage."""
+        setattr(self, f"{stage}_s", getattr(self, f"{stage}_s") + seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +112,19 @@ class SearchResults:
 
     hits: list[list[Hit]]
     timing: Timing
+    reranked: list[int] = field(default_factory=list)
+    """How many candidates of each query the reranker saw: with a budget, perhaps not all."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenseQuery:
+    """What the vector leg is asked."""
+
+    limit: int
+    conditions: list[Condition] = field(default_factory=list)
+    effort: int | None = None
+    timing: Timing = field(default_factory=Timing)
+    """Where the leg adds what it spends."""
 
 
 class Searchable(ABC):
@@ -90,7 +143,7 @@ class Searchable(ABC):
         """Size of the vectors in the index."""
 
     @abstractmethod
-    def retrieve_dense(self, vectors_QD: FloatArray, limit: int, conditions: list[Condition]) -> list[Ranking]:
+    def retrieve_dense(self, vectors_QD: FloatArray, query: DenseQuery) -> list[Ranking]:
         """For each query vector the nearest documents by cosine similarity, best first."""
 
     @abstractmethod
@@ -112,6 +165,8 @@ class Searchable(ABC):
         *,
         where: Filter | None = None,
         fusion: Fusion | None = None,
+        budget_ms: float | None = None,
+        effort: int | None = None,
     ) -> list[Hit]:
         """The best documents for a query, best first.
 
@@ -124,32 +179,48 @@ class Searchable(ABC):
             instruction: the task in one English sentence, for vectors and reranker; ``None`` is the web-search task.
             where: conditions on metadata, see :mod:`qwen3_embedding.retrieval.filters`.
             fusion: how hybrid search joins its two legs: by rank (the default) or by score, and their weights.
+            budget_ms: milliseconds that the search may take: the reranker takes the best candidates first and ends in
+                time; those that it did not see follow in the order of the first stage.
+            effort: how broadly an approximate index is searched, for this query.
 
         Raises:
             TypeError, ValueError: a query or an option that is not what it should be.
             IndexCorruptError: the index on disk cannot be read.
         """
         check_text(query, "query")
-        plan = Plan(top_k, candidates, mode, rerank, instruction, where, fusion or Fusion())
+        plan = Plan(top_k, candidates, mode, rerank, instruction, where, fusion or Fusion(), budget_ms, effort)
         return self.run([query], plan).hits[0]
 
     def run(self, queries: Sequence[str], plan: Plan) -> SearchResults:
         """Answer many queries at once, with a breakdown of the time. Errors as :meth:`search`."""
         texts = check_texts(queries, "queries")
         conditions = parse_filter(plan.where)
-        started = time.perf_counter()
-        vectors_QD = self._embed(texts, plan) if plan.mode != "text" and texts else None
-        embedded = time.perf_counter()
-        rankings = self._retrieve(texts, vectors_QD, plan, conditions)
-        hits = self._to_hits(rankings, plan)
-        retrieved = time.perf_counter()
+        timing = Timing()
+        with timing.spent("embed"):
+            vectors_QD = self._embed(texts, plan) if plan.mode != "text" and texts else None
+        rankings = self._retrieve(texts, vectors_QD, plan, conditions, timing)
+        with timing.spent("fetch"):
+            hits = self._to_hits(rankings, plan)
+        reranked = [0] * len(texts)
         if plan.rerank and self.reranker is not None:
-            hits = [
-                rerank_hits(self.reranker, query, found, plan.instruction)
-                for query, found in zip(texts, hits, strict=True)
+            with timing.spent("rerank"):
+                hits, reranked = self._rerank(self.reranker, texts, hits, plan, timing)
+        return SearchResults([found[: plan.top_k] for found in hits], timing, reranked)
+
+    def _rerank(
+        self, reranker: Scorer, texts: list[str], hits: list[list[Hit]], plan: Plan, timing: Timing
+    ) -> tuple[list[list[Hit]], list[int]]:
+        if plan.budget_ms is None:
+            ordered = [
+                rerank_hits(reranker, query, found, plan.instruction) for query, found in zip(texts, hits, strict=True)
             ]
-        timing = Timing(embedded - started, retrieved - embedded, time.perf_counter() - retrieved)
-        return SearchResults([found[: plan.top_k] for found in hits], timing)
+            return ordered, [len(found) for found in hits]
+        left = plan.budget_ms / 1000 - timing.total_s / max(1, len(texts))
+        done = [
+            rerank_within(reranker, query, found, left, plan.instruction)
+            for query, found in zip(texts, hits, strict=True)
+        ]
+        return [found for found, _ in done], [count for _, count in done]
 
     def _embed(self, texts: list[str], plan: Plan) -> FloatArray:
         if self.embedder is None:
@@ -160,17 +231,23 @@ class Searchable(ABC):
         return unit_vectors(found, len(texts), self.stored_dimensions, self.embedder.name)
 
     def _retrieve(
-        self, texts: list[str], vectors_QD: FloatArray | None, plan: Plan, conditions: list[Condition]
+        self,
+        texts: list[str],
+        vectors_QD: FloatArray | None,
+        plan: Plan,
+        conditions: list[Condition],
+        timing: Timing,
     ) -> list[Ranking]:
-        if not len(self):
-            return [[] for _ in texts]
-        dense = [] if vectors_QD is None else self.retrieve_dense(vectors_QD, plan.depth, conditions)
+        dense: list[Ranking] = []
+        if vectors_QD is not None:
+            dense = self.retrieve_dense(vectors_QD, DenseQuery(plan.depth, conditions, plan.effort, timing))
         if plan.mode == "dense":
             return dense
-        lexical = self.retrieve_text(texts, plan.depth, conditions)
-        if plan.mode == "text":
-            return lexical
-        return [plan.fusion.fuse(*legs)[: plan.depth] for legs in zip(dense, lexical, strict=True)]
+        with timing.spent("text"):
+            lexical = self.retrieve_text(texts, plan.depth, conditions)
+            if plan.mode == "text":
+                return lexical
+            return [plan.fusion.fuse(*legs)[: plan.depth] for legs in zip(dense, lexical, strict=True)]
 
     def _to_hits(self, rankings: list[Ranking], plan: Plan) -> list[list[Hit]]:
         reranks = plan.rerank and self.reranker is not None
@@ -201,6 +278,30 @@ def rerank_hits(reranker: Scorer, query: str, hits: Sequence[Hit], instruction: 
         raise NumericalError(f"reranker {reranker.name!r} gave scores that are not finite; load it at a wider dtype")
     order = np.argsort(-scores_N, kind="stable")
     return [replace(hits[i], score=float(scores_N[i]), origin="rerank") for i in order]
+
+
+def rerank_within(
+    reranker: Scorer, query: str, hits: Sequence[Hit], seconds: float, instruction: str | None = None
+) -> tuple[list[Hit], int]:
+    """As :func:`rerank_hits`, the best candidates first, ending in time.
+
+    A few candidates tell the rate, and the next call has as many as fit into what is left, so a call that is slower
+    than those before can end late by its own surplus.
+
+    Returns:
+        The reranked hits in the reranker's order, behind them the others in theirs; and how many were reranked.
+    """
+    began = time.perf_counter()
+    done: list[Hit] = []
+    step = _TRIAL
+    while len(done) < len(hits):
+        spent = time.perf_counter() - began
+        if done:
+            step = int(_CAUTION * (seconds - spent) * len(done) / spent)
+        if step < 1 or spent >= seconds:
+            break
+        done += rerank_hits(reranker, query, hits[len(done) : len(done) + step], instruction)
+    return sorted(done, key=lambda hit: -hit.score) + list(hits[len(done) :]), len(done)
 
 
 def unit_vectors(vectors: Vectors, count: int, dimensions: int, name: str) -> FloatArray:

@@ -8,6 +8,8 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from qwen3_embedding.retrieval.exact import ExactIndex
 from qwen3_embedding.retrieval.fusion import Fusion
 from qwen3_embedding.retrieval.index import SearchIndex
 from qwen3_embedding.retrieval.manifest import IndexSettings
-from qwen3_embedding.retrieval.search import Mode, Plan
+from qwen3_embedding.retrieval.search import Mode, Plan, rerank_within
 from tests.support.hashing import HashEncoder, OverlapScorer
 
 WORDS = "river bridge water engine search vector index 机器 学习 語言 ประเทศ машина обучение weather music".split()  # noqa: SIM905
@@ -109,7 +111,7 @@ def test_filters_agree_with_the_twin(twins: tuple[SearchIndex, ExactIndex], mode
     assert 0 < len(found) < 270 or where == {"language": ["en", "zh"]}
 
 
-@pytest.mark.parametrize("first_pass", ["int8", "short"])
+@pytest.mark.parametrize("first_pass", ["int8", "short", "binary", "hnsw-sq"])
 def test_a_first_pass_over_small_vectors_is_rescored_in_float32(tmp_path: Path, first_pass: Any) -> None:
     encoder = HashEncoder(128)
     documents = make_documents(600)
@@ -466,3 +468,52 @@ def test_timing_adds_up(index: SearchIndex) -> None:
     assert timing.total_s == timing.embed_s + timing.retrieve_s + timing.rerank_s
     assert timing.embed_s > 0
     assert timing.retrieve_s > 0
+    assert timing.stages().keys() == {"embed", "candidates", "rescore", "text", "fetch", "rerank"}
+    assert sum(timing.stages().values()) == pytest.approx(timing.total_s)
+    assert min(timing.candidates_s, timing.text_s, timing.fetch_s) > 0
+    assert timing.rescore_s == timing.rerank_s == 0, "no first pass over smaller vectors, no reranker"
+
+
+class _Slow(OverlapScorer):
+    """A scorer that takes so many seconds a document."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.seen = 0
+
+    def score(self, query: str, documents: Sequence[str], instruction: str | None = None) -> Any:
+        time.sleep(self.seconds * len(documents))
+        self.seen += len(documents)
+        return super().score(query, documents, instruction)
+
+
+def test_a_budget_ends_the_reranking_in_time(index: SearchIndex) -> None:
+    query, seconds, each = "river bridge music", 0.6, 0.005
+    found = index.search(query, 300, 300, rerank=False)
+    scorer = _Slow(each)
+    ordered, reranked = rerank_within(scorer, query, found, seconds)
+    assert 8 <= reranked == scorer.seen < 300
+    assert reranked * each <= seconds
+    head, tail = ordered[:reranked], ordered[reranked:]
+    assert {hit.id for hit in head} == {hit.id for hit in found[:reranked]}, "the best candidates first"
+    assert [hit.score for hit in head] == sorted((hit.score for hit in head), reverse=True)
+    assert {hit.origin for hit in head} == {"rerank"}
+    assert tail == found[reranked:], "what there was no time for follows as it was found"
+
+
+def test_a_budget_that_suffices_changes_nothing(index: SearchIndex) -> None:
+    index.reranker = OverlapScorer()
+    results = index.run(QUERIES, Plan(budget_ms=600_000))
+    assert results.reranked == [100] * len(QUERIES)
+    assert results.hits == [index.search(query) for query in QUERIES]
+
+
+def test_a_budget_that_is_spent_before_the_reranker_keeps_the_first_stage(index: SearchIndex) -> None:
+    index.reranker = _Slow(0.01)
+    results = index.run(QUERIES, Plan(budget_ms=1e-6))
+    assert results.reranked == [0] * len(QUERIES)
+    assert {hit.origin for hits in results.hits for hit in hits} == {"dense"}
+    for bad in (0, -5, float("nan")):
+        with pytest.raises(ValueError, match="budget_ms="):
+            index.search("river", budget_ms=bad)

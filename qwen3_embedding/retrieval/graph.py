@@ -1,0 +1,104 @@
+"""A first pass over an HNSW graph of int8 vectors (usearch), mapped from disk.
+
+Source: Malkov and Yashunin 2018, "Efficient and robust approximate nearest neighbor search using Hierarchical
+Navigable Small World graphs".  M is 16, the breadth of construction 100.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from qwen3_embedding.errors import IndexCorruptError
+from qwen3_embedding.optional import require
+from qwen3_embedding.types import FloatArray, IntArray
+
+NEIGHBOURS = 16
+BUILD_BREADTH = 100
+_FILE = "graph.usearch"
+
+
+class Graph:
+    """An HNSW graph whose keys are the numbers of documents.
+
+    Vectors are kept as int8, each scaled to its own largest component: the cosine does not depend on length.
+    """
+
+    def __init__(self, index: Any, numbers_N: IntArray) -> None:
+        self._index = index
+        self._numbers_N = numbers_N
+
+    @classmethod
+    def write(
+        cls,
+        folder: Path,
+        parts: Iterable[tuple[IntArray, FloatArray]],
+        dimensions: int,
+        base: Path | None = None,
+        removed: IntArray | None = None,
+    ) -> None:
+        """Build a graph, or grow one.
+
+        Args:
+            folder: where the file is written.
+            parts: numbers and vectors to add.
+            dimensions: D.
+            base: folder of a graph to start from.
+            removed: numbers to take out of that.
+        """
+        index = _load(base, view=False) if base is not None else _new(dimensions)
+        if removed is not None and removed.size:
+            index.remove(removed.astype(np.uint64))
+        for numbers_N, vectors_ND in parts:
+            if len(numbers_N):
+                index.add(numbers_N.astype(np.uint64), _to_int8(vectors_ND))
+        index.save(str(folder / _FILE))
+
+    @classmethod
+    def open(cls, folder: Path, numbers_N: IntArray) -> Graph:
+        """Map what :meth:`write` wrote; ``numbers_N`` are the numbers of the snapshot's rows, in order.
+
+        Raises:
+            IndexCorruptError: the file is missing, torn, or has other rows.
+        """
+        index = _load(folder, view=True)
+        if len(index) != len(numbers_N):
+            raise IndexCorruptError(f"{folder / _FILE} has {len(index)} rows, wanted {len(numbers_N)}; run optimize()")
+        return cls(index, numbers_N)
+
+    def nearest(self, vector_D: FloatArray, count: int, effort: int) -> IntArray:
+        """At most ``count`` rows, the nearest that a search of breadth ``effort`` (at least ``count``) finds."""
+        self._index.expansion_search = max(effort, count)
+        found = self._index.search(_to_int8(vector_D), min(count, len(self._numbers_N)), threads=1)
+        rows: IntArray = np.searchsorted(self._numbers_N, found.keys.astype(np.int64))
+        return rows
+
+
+def _new(dimensions: int) -> Any:
+    usearch = require("usearch.index", extra="scale")
+    return usearch.Index(
+        ndim=dimensions, metric="cos", dtype="i8", connectivity=NEIGHBOURS, expansion_add=BUILD_BREADTH
+    )
+
+
+def _load(folder: Path, view: bool) -> Any:
+    path = folder / _FILE
+    usearch = require("usearch.index", extra="scale")
+    try:
+        index = usearch.Index.restore(str(path), view=view)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise IndexCorruptError(f"{path} cannot be read: {error}; build it anew with optimize()") from None
+    if index is None:
+        raise IndexCorruptError(f"{path} is missing or torn; build it anew with optimize()")
+    index.expansion_add = BUILD_BREADTH
+    return index
+
+
+def _to_int8(vectors: FloatArray) -> npt.NDArray[np.int8]:
+    largest = np.abs(vectors).max(axis=-1, keepdims=True)
+    scaled = vectors * (127.0 / np.maximum(largest, np.finfo(np.float32).tiny))
+    return np.asarray(np.rint(scaled), dtype=np.int8)
