@@ -100,7 +100,9 @@ class Decoder:
         )
         query = rotate(attention.q_norm(query), *angles)
         key = rotate(attention.k_norm(key), *angles)
-        query, key, value = (rows.unflatten(0, (size, length)).transpose(1, 2) for rows in (query, key, value))
+        query, key, value = (
+            rows.reshape(size, length, *rows.shape[1:]).transpose(1, 2) for rows in (query, key, value)
+        )
         keys, values = self._keys[number], self._values[number]
         keys[:, :, self._length : self._length + length] = key
         values[:, :, self._length : self._length + length] = value
