@@ -117,6 +117,8 @@ class RunSettings:
     kept_tokens: int = 16384
     """Activations of so many tokens are kept for the backward pass; what is beyond is computed twice (GradCache)."""
     gradient_checkpointing: bool = False
+    shard: bool = False
+    """Under ``torchrun``, keep weights, gradients and optimizer in parts, one a process (FSDP2)."""
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = 1

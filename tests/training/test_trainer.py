@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qwen3_embedding.config import dump_toml, load_toml
+from qwen3_embedding.config import load_toml
 from qwen3_embedding.data import write_records
 from qwen3_embedding.errors import CheckpointError, NumericalError
 from qwen3_embedding.training import checkpoint, trainer
@@ -115,49 +110,6 @@ def test_retrieval_on_held_out_records_gets_better(
 
 def test_ranks_are_turned_into_metrics() -> None:
     assert ranking_metrics(np.array([1, 2, 11, 4])) == {"mrr@10": 0.4375, "recall@1": 0.25, "recall@10": 0.75}
-
-
-def test_a_run_killed_anywhere_goes_on_bit_for_bit(
-    tmp_path: Path, embedder_folder: Path, trained: TrainingSettings
-) -> None:
-    """kill -9 at three moments of one run; the end is that of the run that nobody stopped."""
-    made = replace(trained, output=tmp_path / "out")
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(dump_toml(made))
-    code = (
-        "import sys; from qwen3_embedding.training.config import load_settings\n"
-        "import qwen3_embedding.training.trainer as t\n"
-        "step = t.Run._step\n"
-        "def slow(self, number):\n"
-        "    print(number, flush=True)\n"
-        "    return step(self, number)\n"
-        "t.Run._step = slow\n"
-        "t.train(load_settings(sys.argv[1]), show=False)\n"
-    )
-    command = [sys.executable, "-c", code, str(recipe)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    for kill_at in ("1", "4", "7"):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip() == kill_at:
-                time.sleep(0.01)
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        process.stdout.close()
-        assert process.returncode == -signal.SIGKILL
-        assert not made.output.exists()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        train(made, show=False)
-        alone = replace(trained, output=tmp_path / "alone")
-        train(alone, show=False)
-    finally:
-        torch.set_num_threads(threads)
-    assert losses(made.folder) == losses(alone.folder)
-    assert weights(made.output) == weights(alone.output)
 
 
 def test_other_settings_do_not_go_on_with_a_run(tmp_path: Path, trained: TrainingSettings) -> None:
