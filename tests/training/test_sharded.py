@@ -123,7 +123,7 @@ def test_two_and_three_processes_go_on_from_the_parts(
 ) -> None:
     for ranks, names in ((2, KINDS), (3, ("reranker",))):
         copies = {name: moved(runs[name], f"with-{ranks}") for name in names}
-        for name, made in copies.items():
+        for made in copies.values():
             (made.output.parent / "recipe.toml").write_text(dump_toml(made))
         launch(ranks, 0, [made.output.parent for made in copies.values()])
         for name, made in copies.items():
