@@ -126,6 +126,9 @@ class RunSettings:
     log_every: int = 1
     """Steps between lines of the log."""
     tensorboard: bool = False
+    wandb: str = ""
+    """Weights & Biases project to log to as well (extra ``wandb``); empty for none. It needs an account, or
+    ``WANDB_MODE=offline``."""
     margin_warmup_steps: int = 0
     """Steps in which the mask's margin comes down from 2 (nothing masked) to its value."""
     masked_samples_every: int = 0

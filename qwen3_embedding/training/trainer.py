@@ -24,10 +24,15 @@ from qwen3_embedding.training.config import TrainingSettings
 from qwen3_embedding.training.distributed import Ranks, joined
 from qwen3_embedding.training.objective import Objective, StepReport
 from qwen3_embedding.training.optimizer import clip_gradients, make_optimizer, rate_factor, set_rate
-from qwen3_embedding.training.progress import Display, Log
+from qwen3_embedding.training.progress import Display, Log, TensorBoard, WeightsAndBiases, Writer
 from qwen3_embedding.training.repeatable import fixed_order, seed_step
 
 MASKED_SAMPLES = 20
+NO_MATTER = {
+    *("checkpoint_every", "keep_checkpoints", "log_every", "masked_samples_every"),
+    *("tensorboard", "wandb", "shard"),
+}
+"""Run settings that may change when a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +95,7 @@ class Run:
             objective.shard()
         self.parameters = {name: p for name, p in objective.parameters.items() if p.requires_grad}
         self.optimizer = make_optimizer(self.parameters.items(), settings.optimizer)
+        self.display: Display | None = None
         self.trained = checkpoint.Trained(self.parameters, self.optimizer, ranks, self.sharded)
         self.identity = run_identity(settings, objective.data_hashes)
 
@@ -101,17 +107,24 @@ class Run:
         if self.ranks.first:
             write_run_folder(self.folder, self.settings, self.objective)
             log = Log(self.folder / "log.jsonl", done)
-            with log, Display(steps, done, self.folder, self.settings.run.tensorboard, show) as display:
+            with log, Display(steps, done, show, self._writers()) as self.display:
                 for step in range(done, steps):
                     entry = self._step(step)
                     if (step + 1) % self.settings.run.log_every == 0 or step + 1 == steps:
                         log.write(entry)
-                    display.update(entry)
+                    self.display.update(entry)
         else:
             for step in range(done, steps):
                 self._step(step)
         self._export()
         return Trained(self.settings.output, self.folder, steps, final_loss(self.folder), time.monotonic() - started)
+
+    def _writers(self) -> list[Writer]:
+        run = self.settings.run
+        writers: list[Writer] = [TensorBoard(self.folder)] if run.tensorboard else []
+        if run.wandb:
+            writers.append(WeightsAndBiases(run.wandb, self.folder, to_mapping(self.settings)))
+        return writers
 
     def _resume(self) -> int:
         """Steps done before."""
@@ -162,6 +175,9 @@ class Run:
         measured = self.objective.measure(self.settings.run)
         if not self.ranks.first:
             return
+        if self.display is not None:
+            figures = {f"{source}/{metric}": v for source, metrics in measured.items() for metric, v in metrics.items()}
+            self.display.write(step + 1, figures)
         with (self.folder / "held_out.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step + 1, **measured}) + "\n")
 
@@ -231,7 +247,7 @@ def run_identity(settings: TrainingSettings, data_hashes: Mapping[str, str]) -> 
     for key in ("output", "run_folder", "export_dtype", "model", "held_out"):
         plain.pop(key, None)
     run = dict(plain["run"])
-    for key in ("checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "masked_samples_every", "shard"):
+    for key in NO_MATTER:
         run.pop(key)
     data = {key: value for key, value in plain["data"].items() if key != "cache"}
     return {

@@ -18,6 +18,7 @@ THINGS, PROPERTIES, FILLERS = 40, 16, 24
 WRONG = 0.15
 """Share of weak pairs whose document is another one."""
 HELD_OUT = 160
+TASK = "find it"
 
 
 def make(folder: Path, seed: int = 0) -> None:
@@ -74,17 +75,17 @@ class World:
             query = (
                 f"{self.filler()} {self.ask_property[prop]}" if known else f"{self.ask_thing[thing]} {self.filler()}"
             )
-            records.append(Record(query, (text,), "retrieval", "weak", instruction=""))
+            records.append(Record(query, (text,), "retrieval", "weak", instruction=TASK))
         return records
 
     def labelled(self, pairs: list[tuple[int, int]]) -> list[Record]:
         """Pairs that name both."""
-        return [Record(self.query(*p), (self.documents[p],), "retrieval", "labelled", instruction="") for p in pairs]
+        return [Record(self.query(*p), (self.documents[p],), "retrieval", "labelled", instruction=TASK) for p in pairs]
 
     def task(self, folder: Path, pairs: list[tuple[int, int]]) -> None:
         """A retrieval task over all documents, in BEIR's layout."""
         (folder / "qrels").mkdir(parents=True)
-        info = {"name": "held-out", "kind": "retrieval", "task_instruction": "", "main_metric": "ndcg@10"}
+        info = {"name": "held-out", "kind": "retrieval", "task_instruction": TASK, "main_metric": "ndcg@10"}
         (folder / "dataset.json").write_text(json.dumps(info) + "\n")
         corpus = [{"_id": f"d{t}-{p}", "text": text} for (t, p), text in self.documents.items()]
         queries = [{"_id": f"q{t}-{p}", "text": self.query(t, p)} for t, p in pairs]

@@ -4,9 +4,9 @@
     python recipes/pipeline/run.py recipes/pipeline/nano --data RECORDS --evaluation TASKS
 
 The folder of recipes holds ``pipeline.toml`` and one file a stage: ``stage-1.toml``, ``mine-*.toml``,
-``stage-2-*.toml``, ``reranker-*.toml`` (and ``pretrain.toml`` where the base is first trained on plain texts).  Paths in
-them are relative to the pipeline's folder, but for ``data/``, which is the folder of records.  A stage whose output is
-there is skipped; a killed one goes on from its last checkpoint.
+``stage-2-*.toml``, ``reranker-*.toml`` (and ``pretrain.toml`` where the base is first trained on plain texts).  Paths
+in them are relative to the pipeline's folder, but for ``data/``, which is the folder of records.  A stage whose output
+is there is skipped; a killed one goes on from its last checkpoint.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import tomllib
@@ -15,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from qwen3_embedding.config import load_toml
 from qwen3_embedding.data import write_records
-from qwen3_embedding.errors import CheckpointError, NumericalError
+from qwen3_embedding.errors import CheckpointError, MissingExtraError, NumericalError
 from qwen3_embedding.training import checkpoint, trainer
 from qwen3_embedding.training.config import HeldOutSettings, OptimizerSettings, SourceSettings, TrainingSettings
 from qwen3_embedding.training.embedder import EmbedderObjective
@@ -217,6 +218,38 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rate_factor(20, 20, made) == pytest.approx(0.1)
     assert rate_factor(12, 20, replace(made, schedule="linear")) == pytest.approx(0.55)
     assert rate_factor(19, 20, replace(made, schedule="constant")) == 1.0
+
+
+def test_figures_go_to_tensorboard(tmp_path: Path, embedder_folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = settings(tmp_path, embedder_folder, run={"steps": 3, "tensorboard": True})
+    write_records(tmp_path / "held.jsonl", pair_records()[:8])
+    held_out = HeldOutSettings(sources=(SourceSettings(path=tmp_path / "held.jsonl"),), every=3)
+    train(replace(made, held_out=held_out), show=False)
+    events = EventAccumulator(str(made.folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([loss for _, loss in losses(made.folder)])
+    assert [event.step for event in events.Scalars("held/mrr@10")] == [3]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_weights_and_biases_is_an_extra(tmp_path: Path, embedder_folder: Path) -> None:
+    made = settings(tmp_path, embedder_folder, run={"steps": 1, "wandb": "mine"})
+    with pytest.raises(MissingExtraError, match=r"qwen3-embedding\[wandb\]"):
+        train(made, show=False)
+    assert not made.output.exists()
+
+
+def test_figures_go_to_weights_and_biases(
+    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    made = settings(tmp_path, embedder_folder, run={"steps": 2, "wandb": "mine"})
+    train(made, show=False)
+    (file,) = (made.folder / "wandb").glob("offline-run-*/*.wandb")
+    assert b"gradient_norm" in file.read_bytes()
 
 
 def test_masked_pairs_are_sampled(tmp_path: Path, embedder_folder: Path) -> None:
