@@ -10,7 +10,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,23 @@ from qwen3_embedding.errors import CheckpointError
 from qwen3_embedding.training.distributed import Ranks
 
 FOLDER = re.compile(r"step-(\d{8})")
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Say what to do where a folder cannot be written; a full disk is an error of the library that writes tensors.
+
+    Raises:
+        CheckpointError: the folder could not be written. What was there before is untouched.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        free = shutil.disk_usage(folder.parent if folder.parent.exists() else ".").free
+        raise CheckpointError(
+            f"{folder}: cannot be written: {error} ({free / 1e9:.1f} GB are free there); make room and run again, it "
+            "goes on from the last checkpoint"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -52,8 +70,21 @@ def save(run_folder: Path, state: State, trained: Trained, keep: int) -> Path:
     """Write the checkpoint of a step beside, then rename; then remove all but the newest ``keep``.
 
     Every process calls this and waits until the checkpoint is there.
+
+    Raises:
+        CheckpointError: it cannot be written; the one before stays.
     """
     folder = run_folder / "checkpoints" / f"step-{state.step:08d}"
+    with writing(folder):
+        _save(folder, state, trained)
+    if trained.ranks.first:
+        for old in all_checkpoints(run_folder)[:-keep]:
+            shutil.rmtree(old)
+    trained.ranks.wait()
+    return folder
+
+
+def _save(folder: Path, state: State, trained: Trained) -> None:
     beside = folder.with_name(folder.name + ".partial")
     ranks = trained.ranks
     if ranks.first:
@@ -71,18 +102,10 @@ def save(run_folder: Path, state: State, trained: Trained, keep: int) -> Path:
         moments = {name: value.cpu().contiguous() for name, value in _moments(trained).items()}
         save_file(moments, beside / "optimizer.safetensors")
     if ranks.first:
-        _finish(run_folder, beside, folder, state, keep)
-    ranks.wait()
-    return folder
-
-
-def _finish(run_folder: Path, beside: Path, folder: Path, state: State, keep: int) -> None:
-    text = json.dumps({"step": state.step, "settings": state.settings}, ensure_ascii=False, indent=2)
-    (beside / "state.json").write_text(text + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.rename(beside, folder)
-    for old in all_checkpoints(run_folder)[:-keep]:
-        shutil.rmtree(old)
+        text = json.dumps({"step": state.step, "settings": state.settings}, ensure_ascii=False, indent=2)
+        (beside / "state.json").write_text(text + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.rename(beside, folder)
 
 
 def all_checkpoints(run_folder: Path) -> list[Path]:

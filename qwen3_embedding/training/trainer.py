@@ -62,7 +62,7 @@ def train(settings: TrainingSettings, show: bool = True) -> Trained:
         ValueError: ``output`` is there already.
         NumericalError: a loss or gradient that is not finite; the batch is in ``failed-step-*.json`` of the run folder,
             and neither weights nor checkpoints were touched.
-        CheckpointError, DataError: what is to be read is missing, torn or foreign.
+        CheckpointError, DataError: what is to be read is missing, torn or foreign, or the disk is full.
     """
     if settings.output.exists():
         raise ValueError(f"{settings.output} is there already; choose another output or remove it")
@@ -208,9 +208,10 @@ class Run:
             output = self.settings.output
             beside = output.with_name(output.name + ".partial")
             shutil.rmtree(beside, ignore_errors=True)
-            self.objective.export(beside)
-            (beside / "training.toml").write_text(dump_toml(self.settings), encoding="utf-8")
-            os.rename(beside, output)
+            with checkpoint.writing(output):
+                self.objective.export(beside)
+                (beside / "training.toml").write_text(dump_toml(self.settings), encoding="utf-8")
+                os.rename(beside, output)
         self.ranks.wait()
 
 

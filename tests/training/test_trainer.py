@@ -5,24 +5,35 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import resource
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from qwen3_embedding.config import load_toml
 from qwen3_embedding.data import write_records
 from qwen3_embedding.errors import CheckpointError, MissingExtraError, NumericalError
 from qwen3_embedding.training import checkpoint, trainer
-from qwen3_embedding.training.config import HeldOutSettings, OptimizerSettings, SourceSettings, TrainingSettings
-from qwen3_embedding.training.embedder import EmbedderObjective
+from qwen3_embedding.training.config import (
+    HeldOutSettings,
+    OptimizerSettings,
+    RunSettings,
+    SourceSettings,
+    TrainingSettings,
+)
+from qwen3_embedding.training.contrastive import ContrastiveSettings
+from qwen3_embedding.training.distributed import Ranks
+from qwen3_embedding.training.embedder import EmbedderObjective, settings_at
 from qwen3_embedding.training.held_out import ranking_metrics
 from qwen3_embedding.training.optimizer import make_optimizer, rate_factor
-from qwen3_embedding.training.trainer import train
+from qwen3_embedding.training.trainer import Run, train
 from tests.training.support import pair_records, settings
 
 
@@ -164,32 +175,54 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert [step for step, _ in losses(made.folder)] == [1, 2, 3]
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(
-    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Until then the system refuses to let a file grow beyond ``size`` bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, embedder_folder: Path) -> None:
     made = settings(tmp_path, embedder_folder, run={"steps": 4, "checkpoint_every": 2})
-    real = save_file
-
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        if "step-00000004" in str(path) and path.name == "optimizer.safetensors":
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    run = Run(made, trainer.make_objective(made, torch.device("cpu")), Ranks())
+    run._step(0)
+    run._step(1)
+    size = (checkpoint.all_checkpoints(made.folder)[-1] / "weights.safetensors").stat().st_size
+    with largest_file(size // 2), pytest.raises(CheckpointError, match=r"cannot be written: .*large.*make room"):
         train(made, show=False)
     assert [path.name for path in checkpoint.all_checkpoints(made.folder)] == ["step-00000002"]
-    monkeypatch.undo()
+    assert not made.output.exists()
     train(made, show=False)
-    assert made.output.exists()
+    alone = replace(made, output=tmp_path / "alone")
+    train(alone, show=False)
+    assert weights(made.output) == weights(alone.output)
+
+
+def test_an_export_to_a_full_disk_can_be_made_up(tmp_path: Path, embedder_folder: Path) -> None:
+    made = settings(tmp_path, embedder_folder, run={"steps": 1})
+    run = Run(made, trainer.make_objective(made, torch.device("cpu")), Ranks())
+    run._step(0)
+    with largest_file(100_000), pytest.raises(CheckpointError, match="cannot be written"):
+        train(made, show=False)
+    assert not made.output.exists()
+    train(made, show=False)
+    assert weights(made.output)
+
+
+def test_the_margin_comes_down_while_it_warms_up() -> None:
+    run = RunSettings(margin_warmup_steps=4)
+    margins = [settings_at(ContrastiveSettings(margin=0.1), step, run).margin for step in (0, 2, 4, 9)]
+    assert margins == pytest.approx([2.0, 1.05, 0.1, 0.1])  # cosines differ by 2 at most, so at first nothing is masked
 
 
 def test_bf16_products_train_fp32_weights(tmp_path: Path, embedder_folder: Path) -> None:
     made = settings(tmp_path, embedder_folder, run={"precision": "bfloat16", "steps": 3})
     objective = EmbedderObjective(made, torch.device("cpu"))
     exact = trainer.make_objective(replace(made, run=replace(made.run, precision="float32")), torch.device("cpu"))
-    from qwen3_embedding.training.distributed import Ranks
-
     one = objective.backward(0, made.run, Ranks())
     other = exact.backward(0, replace(made.run, precision="float32"), Ranks())
     assert one.loss == pytest.approx(other.loss, rel=0.02)

@@ -69,9 +69,16 @@ def whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write each process's parts into the folder, which is there."""
+    """Write each process's parts into the folder, which is there.
+
+    Raises:
+        OSError: a process could not write its part.
+    """
     plain = {name: tensor.detach().reshape(tensor.shape or (1,)) for name, tensor in tensors.items()}
-    dcp.save(plain, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    try:
+        dcp.save(plain, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except dcp.CheckpointException as error:
+        raise OSError(_last_line(error)) from error
 
 
 def load(folder: Path, wanted: Mapping[str, Tensor]) -> None:
@@ -87,5 +94,8 @@ def load(folder: Path, wanted: Mapping[str, Tensor]) -> None:
             reader = dcp.HuggingFaceStorageReader(str(folder))
             dcp.load(targets, storage_reader=reader, no_dist=not dist.is_initialized())
     except (Exception, dcp.CheckpointException) as error:
-        reason = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        raise CheckpointError(f"{folder}: cannot be read: {reason.strip()}") from error
+        raise CheckpointError(f"{folder}: cannot be read: {_last_line(error)}") from error
+
+
+def _last_line(error: BaseException) -> str:
+    return next((line.strip() for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
