@@ -1,8 +1,8 @@
 """Records and a held-out task in a made-up language, small enough to learn in seconds.
 
 A document names a thing and a property; a query asks for both in words that no document has.  So nothing is found by
-shared words, and what a stage taught is seen: the weak pairs of stage 1 name one of the two and are sometimes wrong;
-the labelled ones of stage 2 name both, of some things only.
+shared words, and what a stage taught is seen: the weak pairs of stage 1 name one of the two, know a third of the properties, and are sometimes wrong;
+the labelled ones of stage 2 name both, of half of the things, in two sources with different properties.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import numpy as np
 
 from qwen3_embedding.data import Record, write_records
 
-THINGS, PROPERTIES, FILLERS = 40, 16, 24
+THINGS, PROPERTIES, FILLERS = 40, 24, 24
+WEAK, A = range(8), range(8, 16)
+"""Properties that weak pairs ask for, and that the first labelled source asks for; the second asks for the rest."""
 WRONG = 0.15
 """Share of weak pairs whose document is another one."""
 HELD_OUT = 160
@@ -28,8 +30,9 @@ def make(folder: Path, seed: int = 0) -> None:
     write_records(beside / "weak.jsonl", world.weak(1600))
     pairs = [(int(n) // PROPERTIES, int(n) % PROPERTIES) for n in world.rng.permutation(THINGS * PROPERTIES)]
     held_out, rest = pairs[:HELD_OUT], pairs[HELD_OUT:]
-    write_records(beside / "labelled-a.jsonl", world.labelled([p for p in rest if p[0] < 16]))
-    write_records(beside / "labelled-b.jsonl", world.labelled([p for p in rest if 10 <= p[0] < 26]))
+    labelled = [p for p in rest if p[0] < THINGS // 2 and p[1] not in WEAK]
+    write_records(beside / "labelled-a.jsonl", world.labelled([p for p in labelled if p[1] in A]))
+    write_records(beside / "labelled-b.jsonl", world.labelled([p for p in labelled if p[1] not in A]))
     world.task(beside / "held-out", held_out)
     beside.rename(folder)
 
@@ -71,7 +74,7 @@ class World:
             text = self.documents[thing, prop]
             if self.rng.random() < WRONG:
                 text = self.documents[int(self.rng.integers(THINGS)), int(self.rng.integers(PROPERTIES))]
-            known = prop < PROPERTIES // 2 and self.rng.random() < 0.5
+            known = prop in WEAK and self.rng.random() < 0.5
             query = (
                 f"{self.filler()} {self.ask_property[prop]}" if known else f"{self.ask_thing[thing]} {self.filler()}"
             )
