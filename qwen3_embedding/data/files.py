@@ -10,6 +10,7 @@ import lzma
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -34,6 +35,41 @@ def read_records(path: str | Path) -> Iterator[Record]:
     rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_lines(path)
     for where, raw in rows:
         yield from_mapping(raw, where)
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """A line of plain text: ``{"text": …, "language": …}``, other keys aside."""
+
+    text: str
+    language: str | None = None
+
+
+def read_texts(path: str | Path) -> Iterator[Record | PlainText]:
+    """The lines of one file, each a record or a plain text (an object with ``text`` and without ``query``).
+
+    Raises:
+        DataError: as :func:`read_records`, or a text that is none.
+    """
+    path = Path(path)
+    _check_suffix(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; wanted records or texts as {', '.join(SUFFIXES)}")
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_lines(path)
+    for where, raw in rows:
+        if isinstance(raw, dict) and "text" in raw and "query" not in raw:
+            yield _plain_text(raw, where)
+        else:
+            yield from_mapping(raw, where)
+
+
+def _plain_text(raw: dict[str, Any], where: str) -> PlainText:
+    text, language = raw["text"], raw.get("language")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError(f"{where}: text is {text!r:.60}; wanted a text that is not empty")
+    if language is not None and not isinstance(language, str):
+        raise DataError(f"{where}: language is {language!r:.60}; wanted a string or null")
+    return PlainText(text, language)
 
 
 def read_folder(folder: str | Path) -> Iterator[Record]:

@@ -179,9 +179,28 @@ class RerankerSettings:
             raise ValueError(f"random_negatives={self.random_negatives}; wanted at least 0")
 
 
+Learn = Literal["texts", "queries"]
+
+
+@dataclass(frozen=True)
+class LanguageModelSettings:
+    """What a language model learns: the next token."""
+
+    learn: Learn = "texts"
+    """``texts``: every text of the sources, records or lines of plain text (``{"text": …}``), cut into stretches of
+    ``max_document_tokens``. ``queries``: of each record the query behind one of its positives; only the query and the
+    end token are learnt."""
+    separator: str = "\nQuery:"
+    """Stands between document and query."""
+
+    def __post_init__(self) -> None:
+        if not self.separator:
+            raise ValueError("separator is empty; wanted a text that says where the document ends and the query begins")
+
+
 @dataclass(frozen=True)
 class HeldOutSettings:
-    """Records to measure retrieval on while training; keep them out of ``data``."""
+    """Records to measure retrieval (of a language model: nats a token) on while training; keep them out of ``data``."""
 
     sources: tuple[SourceSettings, ...]
     every: int = 500
@@ -196,7 +215,7 @@ class HeldOutSettings:
 class TrainingSettings:
     """A whole run: from which checkpoint, on what, to which checkpoint."""
 
-    kind: Literal["embedder", "reranker"]
+    kind: Literal["embedder", "reranker", "language_model"]
     model: Path
     """Checkpoint folder to start from."""
     output: Path
@@ -209,6 +228,7 @@ class TrainingSettings:
     loss: ContrastiveSettings = field(default_factory=ContrastiveSettings)
     graded: GradedSettings = field(default_factory=GradedSettings)
     reranker: RerankerSettings = field(default_factory=RerankerSettings)
+    language_model: LanguageModelSettings = field(default_factory=LanguageModelSettings)
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     run: RunSettings = field(default_factory=RunSettings)
     lora: LoraSettings | None = None
@@ -239,6 +259,8 @@ __all__ = [
     "ContrastiveSettings",
     "DataSettings",
     "GradedSettings",
+    "LanguageModelSettings",
+    "Learn",
     "LoraSettings",
     "OptimizerSettings",
     "RerankerSettings",

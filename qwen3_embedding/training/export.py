@@ -13,6 +13,7 @@ from qwen3_embedding.inputs.prompts import RERANKER_CHAT_TEMPLATE, query_prefix
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.config import BackboneConfig, config_json
 from qwen3_embedding.model.weights import Layout, save_weights, write_json
+from qwen3_embedding.training.vocabulary import with_end_token, without_end_token
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -31,6 +32,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def export_embedder(folder: Path, backbone: Backbone, source: Path, dtype: str, end_id: int) -> None:
     """Weights, configuration, tokenizer and the sentence-transformers files."""
     _export(folder, backbone, {}, source, dtype, end_id, Layout())
+    _set_end_token(folder, True)
     write_json(
         folder / "modules.json",
         [
@@ -57,6 +59,25 @@ def export_reranker(
     """Weights with the published rerankers' names, configuration, tokenizer and chat template."""
     _export(folder, backbone, head, source, dtype, end_id, Layout(prefix="model."))
     (folder / "chat_template.jinja").write_text(RERANKER_CHAT_TEMPLATE, encoding="utf-8")
+
+
+def export_language_model(
+    folder: Path, backbone: Backbone, head: dict[str, Tensor], source: Path, dtype: str, end_id: int
+) -> None:
+    """A ``Qwen3ForCausalLM`` folder; its tokenizer puts no end token behind a prompt, as generation wants it."""
+    _export(folder, backbone, head, source, dtype, end_id, Layout(prefix="model."))
+    _set_end_token(folder, False)
+
+
+def _set_end_token(folder: Path, wanted: bool) -> None:
+    """Let the tokenizer's post-processor put the end token on, or not, where its file says otherwise."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return
+    before = path.read_text(encoding="utf-8")
+    after = with_end_token(before) if wanted else without_end_token(before)
+    if after != before:
+        path.write_text(after, encoding="utf-8")
 
 
 def _export(

@@ -31,7 +31,7 @@ class StepReport:
 
 
 class Objective(Protocol):
-    """An embedder or a reranker in training."""
+    """An embedder, a reranker or a language model in training."""
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:

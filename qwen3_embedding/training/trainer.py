@@ -74,11 +74,15 @@ def train(settings: TrainingSettings, show: bool = True) -> Trained:
 
 
 def make_objective(settings: TrainingSettings, device: torch.device) -> Objective:
-    """The embedder or reranker to train."""
+    """The embedder, reranker or language model to train."""
     if settings.kind == "embedder":
         from qwen3_embedding.training.embedder import EmbedderObjective
 
         return EmbedderObjective(settings, device)
+    if settings.kind == "language_model":
+        from qwen3_embedding.training.language_model import LanguageModelObjective
+
+        return LanguageModelObjective(settings, device)
     from qwen3_embedding.training.reranker import RerankerObjective
 
     return RerankerObjective(settings, device)
@@ -247,6 +251,8 @@ def run_identity(settings: TrainingSettings, data_hashes: Mapping[str, str]) -> 
     plain = to_mapping(settings)
     for key in ("output", "run_folder", "export_dtype", "model", "held_out"):
         plain.pop(key, None)
+    if settings.kind != "language_model":
+        plain.pop("language_model")
     run = dict(plain["run"])
     for key in NO_MATTER:
         run.pop(key)

@@ -84,10 +84,41 @@ def write_tokenizer(folder: Path, tokenizer_json: str) -> None:
 
 
 def without_end_token(tokenizer_json: str) -> str:
-    """The reranker's form of a tokenizer: its post-processor puts no end token into the pair."""
+    """The form of rerankers and language models: no end token behind a pair or a prompt. Unchanged if it is so."""
     spec = json.loads(tokenizer_json)
+    if not _puts_end_token(spec):
+        return tokenizer_json
     spec["post_processor"] = _BYTE_LEVEL
     return json.dumps(spec, ensure_ascii=False)
+
+
+def with_end_token(tokenizer_json: str) -> str:
+    """The form of embedders: the post-processor puts the end token behind every text. Unchanged if it is so."""
+    spec = json.loads(tokenizer_json)
+    if _puts_end_token(spec):
+        return tokenizer_json
+    (end_id,) = (token["id"] for token in spec["added_tokens"] if token["content"] == SPECIAL_TOKENS[0])
+    spec["post_processor"] = _end_token_processor(end_id)
+    return json.dumps(spec, ensure_ascii=False)
+
+
+def _puts_end_token(spec: dict[str, Any]) -> bool:
+    processor = spec.get("post_processor") or {}
+    steps = processor.get("processors", [processor])
+    return any(step.get("type") == "TemplateProcessing" for step in steps)
+
+
+def _end_token_processor(end_id: int) -> dict[str, Any]:
+    name = SPECIAL_TOKENS[0]
+    last = {"SpecialToken": {"id": name, "type_id": 0}}
+    first, second = ({"Sequence": {"id": which, "type_id": 0}} for which in "AB")
+    template = {
+        "type": "TemplateProcessing",
+        "single": [first, last],
+        "pair": [first, second, last],
+        "special_tokens": {name: {"id": name, "ids": [end_id], "tokens": [name]}},
+    }
+    return {"type": "Sequence", "processors": [_BYTE_LEVEL, template]}
 
 
 def _with_prompts(texts: Iterable[str]) -> Iterator[str]:
@@ -98,17 +129,6 @@ def _with_prompts(texts: Iterable[str]) -> Iterator[str]:
 
 def _specification(vocabulary: dict[str, int], merges: list[Any], first_added: int) -> dict[str, Any]:
     added = [(name, True) for name in SPECIAL_TOKENS] + [(name, False) for name in ADDED_TOKENS]
-    end = {"id": SPECIAL_TOKENS[0], "ids": [first_added], "tokens": [SPECIAL_TOKENS[0]]}
-    template = {
-        "type": "TemplateProcessing",
-        "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": end["id"], "type_id": 0}}],
-        "pair": [
-            {"Sequence": {"id": "A", "type_id": 0}},
-            {"Sequence": {"id": "B", "type_id": 0}},
-            {"SpecialToken": {"id": end["id"], "type_id": 0}},
-        ],
-        "special_tokens": {end["id"]: end},
-    }
     split = {"type": "Split", "pattern": {"Regex": SPLIT_PATTERN}, "behavior": "Isolated", "invert": False}
     return {
         "version": "1.0",
@@ -129,7 +149,7 @@ def _specification(vocabulary: dict[str, int], merges: list[Any], first_added: i
         ],
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, _BYTE_LEVEL]},
-        "post_processor": {"type": "Sequence", "processors": [_BYTE_LEVEL, template]} if vocabulary else None,
+        "post_processor": _end_token_processor(first_added) if vocabulary else None,
         "decoder": _BYTE_LEVEL,
         "model": {
             "type": "BPE",

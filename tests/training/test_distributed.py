@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from qwen3_embedding.config import dump_toml
-from qwen3_embedding.training.config import TrainingSettings
+from qwen3_embedding.training.config import SourceSettings, TrainingSettings
 from qwen3_embedding.training.distributed import Ranks
 from qwen3_embedding.training.trainer import train
 from tests.training import two_ranks
@@ -28,13 +28,16 @@ TOLERANCE = 1e-5
 def runs(
     tmp_path_factory: pytest.TempPathFactory, embedder_folder: Path, reranker_folder: Path
 ) -> dict[str, TrainingSettings]:
-    """An embedder and a reranker, each trained by two processes."""
+    """An embedder, a reranker and a language model, each trained by two processes."""
     made = {}
-    for kind, model in (("embedder", embedder_folder), ("reranker", reranker_folder)):
+    models = {"embedder": embedder_folder, "reranker": reranker_folder, "language_model": embedder_folder}
+    for kind, model in models.items():
         folder = tmp_path_factory.mktemp(kind)
         run = settings(folder, model, kind, run={"steps": 4, "checkpoint_every": 2}, data={"batch_size": 15})
         if kind == "reranker":
             run = replace(run, data=replace(run.data, sources=run.data.sources[:1]))
+        if kind == "language_model":
+            run = replace(run, data=replace(run.data, sources=(SourceSettings(run.data.sources[0].path, weight=1.0),)))
         (folder / "recipe.toml").write_text(dump_toml(run))
         made[kind] = run
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", two_ranks.__file__]
@@ -50,7 +53,7 @@ def runs(
     return made
 
 
-@pytest.mark.parametrize("kind", ["embedder", "reranker"])
+@pytest.mark.parametrize("kind", ["embedder", "reranker", "language_model"])
 def test_two_ranks_are_one(runs: dict[str, TrainingSettings], kind: str) -> None:
     made = runs[kind]
     folder = made.output.parent

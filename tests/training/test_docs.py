@@ -26,12 +26,14 @@ def test_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
 
 def test_recipes_load(tmp_path: Path) -> None:
-    recipe, adapter = blocks("toml")
+    recipe, language_model, adapter = blocks("toml")
     path = tmp_path / "recipe.toml"
     path.write_text(recipe + adapter)
     settings = load_settings(path)
     assert settings.loss.dimensions == (512, 256, 128)
     assert settings.lora == from_mapping({"rank": 32, "alpha": 64}, LoraSettings)
+    path.write_text(language_model)
+    assert load_settings(path).language_model.separator == "\nQuery:"
 
 
 def test_every_pitfall_has_its_test() -> None:
