@@ -27,6 +27,9 @@ def command(
     dense_weight: Annotated[
         float, typer.Option(help="Weight of the embedder beside BM25 (1) in the hybrid ranking.")
     ] = 1.0,
+    fusion: Annotated[
+        Literal["rank", "score"], typer.Option(help="Hybrid by reciprocal ranks, or by cosine plus scaled BM25.")
+    ] = "rank",
     dimensions: Annotated[int | None, typer.Option(help="Vector size, 32 to the model's full size.")] = None,
     instruction: Annotated[str | None, typer.Option(help="Instead of each task's own; '' for none.")] = None,
     max_queries: Annotated[int | None, typer.Option(help="A fixed sample of so many queries a task.")] = None,
@@ -50,7 +53,7 @@ def command(
     from qwen3_embedding.retrieval.fusion import Fusion
 
     settings = TaskSettings(
-        fusion=Fusion(dense_weight=dense_weight),
+        fusion=Fusion(dense_weight=dense_weight, method=fusion),
         dimensions=dimensions,
         candidates=candidates,
         first_stage=first_stage,

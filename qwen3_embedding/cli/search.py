@@ -20,6 +20,9 @@ def command(
     mode: Annotated[
         Literal["dense", "text", "hybrid"], typer.Option(help="Vectors, full text (BM25), or both.")
     ] = "dense",
+    fusion: Annotated[
+        Literal["rank", "score"], typer.Option(help="Hybrid by reciprocal ranks, or by cosine plus scaled BM25.")
+    ] = "rank",
     candidates: Annotated[int, typer.Option(help="Documents that each leg brings to fusion and reranker.")] = 100,
     reranker: Annotated[str | None, typer.Option(help="Reranker: folder, hub id, or bundled name.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Embedder, where it is not where it was.")] = None,
@@ -36,12 +39,13 @@ def command(
     """Search an index and print the hits, best first."""
     from qwen3_embedding.inference.embedder import Embedder
     from qwen3_embedding.inference.reranker import Reranker
+    from qwen3_embedding.retrieval.fusion import Fusion
     from qwen3_embedding.retrieval.index import SearchIndex
     from qwen3_embedding.retrieval.manifest import model_source, read_manifest
     from qwen3_embedding.retrieval.search import Plan
 
     conditions = None if where is None else json.loads(where)
-    plan = Plan(top_k, candidates, mode, reranker is not None, instruction, conditions)
+    plan = Plan(top_k, candidates, mode, reranker is not None, instruction, conditions, Fusion(method=fusion))
     source = model or model_source(read_manifest(index))
     needs_vectors = mode != "text"
     embedder = (

@@ -26,12 +26,14 @@ from qwen3_embedding.evaluation.environment import commit, hardware
 from qwen3_embedding.evaluation.metrics import RankingScores, evaluate_run
 from qwen3_embedding.evaluation.results import library_versions, now
 from qwen3_embedding.evaluation.tasks import sample_queries
+from qwen3_embedding.retrieval.fusion import Fusion
 from qwen3_embedding.retrieval.index import SearchIndex
 from qwen3_embedding.retrieval.search import Mode, Plan, rerank_hits
 from qwen3_embedding.types import Encoder, Hit, Scorer
 
 COLLECTION = Path(__file__).resolve().parents[1] / "assets" / "demo" / "xquad-r"
 METRICS = ("ndcg@10", "recall@100", "recall@20", "mrr@10")
+HYBRID = Fusion(method="score")
 WAYS = ("full text", "embedder", "hybrid", "embedder + reranker")
 _DEPTH = 100
 
@@ -205,7 +207,7 @@ def _answer(
     index: SearchIndex, collection: Collection, name: str, reranker: Scorer, info: TaskInfo, settings: DemoSettings
 ) -> tuple[dict[str, list[Hit]], float]:
     modes: dict[str, Mode] = {"full text": "text", "hybrid": "hybrid"}
-    plan = Plan(_DEPTH, _DEPTH, modes.get(name, "dense"), rerank=False, instruction=info.instruction)
+    plan = Plan(_DEPTH, _DEPTH, modes.get(name, "dense"), rerank=False, instruction=info.instruction, fusion=HYBRID)
     results = index.run(list(collection.queries.values()), plan)
     found = dict(zip(collection.queries, results.hits, strict=True))
     if name != "embedder + reranker":
@@ -364,7 +366,7 @@ def _details(report: DemoReport) -> str:
             "embedder": report.embedder,
             "reranker": f"{report.reranker}, orders the embedder's first {report.candidates}",
             "full text": "BM25 over words, light English stems and character bigrams for scripts without spaces",
-            "hybrid": "reciprocal rank fusion of full text and embedder, k = 60",
+            "hybrid": "cosine plus BM25 over the query's best BM25",
             "metrics": "trec_eval's, over the first 100 documents of a query",
             "queries/s": "embedding, retrieval and reranking together",
             "whole demo": f"{report.seconds:.0f} s",

@@ -37,7 +37,7 @@ from qwen3_embedding.evaluation.metrics import (
 )
 from qwen3_embedding.retrieval.analysis import analyze
 from qwen3_embedding.retrieval.bm25 import Bm25
-from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first, reciprocal_rank_fusion
+from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first
 from qwen3_embedding.retrieval.search import top_ranking
 from qwen3_embedding.types import FloatArray
 
@@ -251,11 +251,7 @@ def _rank(
 
 
 def _fuse(dense: Rankings, text: Rankings, settings: TaskSettings) -> Rankings:
-    weights = (settings.fusion.dense_weight, settings.fusion.text_weight)
-    return {
-        query: reciprocal_rank_fusion([dense[query], text[query]], weights, settings.fusion.k)[: settings.depth]
-        for query in dense
-    }
+    return {query: settings.fusion.fuse(dense[query], text[query])[: settings.depth] for query in dense}
 
 
 def _rerank(

@@ -1,22 +1,27 @@
-"""Several rankings into one."""
+"""Two rankings into one."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
+Method = Literal["rank", "score"]
 Ranking = list[tuple[str, float]]
 """Ids with scores, best first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """Settings of reciprocal rank fusion."""
+    """How two rankings, by vectors and by full text, become one."""
 
     dense_weight: float = 1.0
     text_weight: float = 1.0
     k: int = 60
+    """Of reciprocal rank fusion."""
+    method: Method = "rank"
+    """``rank``: reciprocal rank fusion. ``score``: a weighted sum of cosine and BM25 over the query's best BM25."""
 
     def __post_init__(self) -> None:
         for name in ("dense_weight", "text_weight"):
@@ -27,6 +32,14 @@ class Fusion:
             raise ValueError("dense_weight and text_weight are both 0; one leg must count")
         if self.k < 1:
             raise ValueError(f"k={self.k}; wanted 1 or more (60 is the usual constant)")
+        if self.method not in get_args(Method):
+            raise ValueError(f"method={self.method!r}; wanted one of {', '.join(get_args(Method))}")
+
+    def fuse(self, dense: Ranking, text: Ranking) -> Ranking:
+        """One ranking of the documents of both, best first."""
+        if self.method == "score":
+            return score_fusion(dense, text, self.dense_weight, self.text_weight)
+        return reciprocal_rank_fusion([dense, text], (self.dense_weight, self.text_weight), self.k)
 
 
 def best_first(ranking: Ranking) -> Ranking:
@@ -46,3 +59,25 @@ def reciprocal_rank_fusion(rankings: Sequence[Ranking], weights: Sequence[float]
             for rank, (identity, _) in enumerate(ranking, start=1):
                 scores[identity] = scores.get(identity, 0.0) + weight / (k + rank)
     return best_first(list(scores.items()))
+
+
+def score_fusion(dense: Ranking, text: Ranking, dense_weight: float = 1.0, text_weight: float = 1.0) -> Ranking:
+    """A document's score is ``dense_weight * cosine + text_weight * bm25 / best bm25``.
+
+    What the dense ranking does not hold has its lowest cosine, the most that it can be; what the text ranking does not
+    hold has 0.  Against ranks, this keeps how far apart the scores are: a query whose words all stand in one document
+    stays with it.
+
+    Source: a convex combination with theoretical bounds for BM25, after Bruch, Gai and Ingber 2023, "An Analysis of
+    Fusion Functions for Hybrid Retrieval" (arXiv 2210.11934).
+    """
+    cosines, lexical = dict(dense), dict(text)
+    lowest = min(cosines.values(), default=0.0)
+    best = max(lexical.values(), default=0.0) or 1.0
+    return best_first(
+        [
+            (identity, dense_weight * cosines.get(identity, lowest) + text_weight * lexical.get(identity, 0.0) / best)
+            for identity in cosines | lexical
+            if (dense_weight and identity in cosines) or (text_weight and identity in lexical)
+        ]
+    )

@@ -13,7 +13,7 @@ import numpy as np
 from qwen3_embedding.errors import NumericalError
 from qwen3_embedding.retrieval.documents import Document, check_text, check_texts
 from qwen3_embedding.retrieval.filters import Condition, Filter, parse_filter
-from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first, reciprocal_rank_fusion
+from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first
 from qwen3_embedding.types import Encoder, FloatArray, Hit, Scorer, Vectors
 
 Mode = Literal["dense", "text", "hybrid"]
@@ -119,11 +119,11 @@ class Searchable(ABC):
             query: any text; nothing in it is read as query syntax.
             top_k: how many hits.
             candidates: how many documents each leg brings to fusion and to the reranker.
-            mode: ``dense`` (vectors), ``text`` (BM25) or ``hybrid`` (both, by reciprocal rank fusion).
+            mode: ``dense`` (vectors), ``text`` (BM25) or ``hybrid`` (both).
             rerank: let the index's reranker order the candidates, where it has one.
             instruction: the task in one English sentence, for vectors and reranker; ``None`` is the web-search task.
             where: conditions on metadata, see :mod:`qwen3_embedding.retrieval.filters`.
-            fusion: weights of the two legs in hybrid search.
+            fusion: how hybrid search joins its two legs: by rank (the default) or by score, and their weights.
 
         Raises:
             TypeError, ValueError: a query or an option that is not what it should be.
@@ -170,11 +170,7 @@ class Searchable(ABC):
         lexical = self.retrieve_text(texts, plan.depth, conditions)
         if plan.mode == "text":
             return lexical
-        weights = (plan.fusion.dense_weight, plan.fusion.text_weight)
-        return [
-            reciprocal_rank_fusion(legs, weights, plan.fusion.k)[: plan.depth]
-            for legs in zip(dense, lexical, strict=True)
-        ]
+        return [plan.fusion.fuse(*legs)[: plan.depth] for legs in zip(dense, lexical, strict=True)]
 
     def _to_hits(self, rankings: list[Ranking], plan: Plan) -> list[list[Hit]]:
         reranks = plan.rerank and self.reranker is not None

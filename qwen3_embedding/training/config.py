@@ -215,7 +215,8 @@ class HeldOutSettings:
 class TrainingSettings:
     """A whole run: from which checkpoint, on what, to which checkpoint."""
 
-    kind: Literal["embedder", "reranker", "language_model"]
+    kind: Literal["embedder", "bag", "reranker", "language_model"]
+    """``bag`` trains the words of a small embedder that sums them (:mod:`qwen3_embedding.training.bag`)."""
     model: Path
     """Checkpoint folder to start from."""
     output: Path

@@ -20,7 +20,7 @@ a running log-sum-exp, and computed a second time for the gradient.  So no matri
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -56,6 +56,9 @@ class ContrastiveSettings:
     s(d_i+, d_j), or never."""
     mask_equal_texts: bool = True
     """Drop items with the same query, or whose document is a known positive of this query, by hash of the text."""
+    both_ways: bool = False
+    """Half the loss, and half the same with queries and positives changing places (the query is to be found among the
+    batch's queries by its document), without hard negatives; not in the report."""
     dimensions: tuple[int, ...] = ()
     """Matryoshka: shorter vector sizes trained beside the full one. Masks always come from the full one."""
     dimension_weights: tuple[float, ...] = ()
@@ -190,6 +193,11 @@ def contrastive_loss(
     Raises:
         ValueError: shapes that do not fit, or a vector size not below D.
     """
+    if settings.both_ways:
+        one_way = replace(settings, both_ways=False)
+        there = contrastive_loss(vectors, items, one_way, rows)
+        back = contrastive_loss(*_swapped(vectors, items), one_way, rows)
+        return _mean(there, back)
     sizes = check_fit(vectors, items, settings)
     rows = rows if rows is not None else range(len(items.query_ids))
     with torch.autocast(vectors.queries_ND.device.type, enabled=False):
@@ -202,6 +210,26 @@ def contrastive_loss(
         by_dimension=dict(zip(sizes, losses_K.tolist(), strict=True)),
         candidates=counts.candidates(),
         masked=counts.masked(),
+    )
+
+
+def _swapped(vectors: Vectors, items: Items) -> tuple[Vectors, Items]:
+    """Documents that ask for their queries."""
+    none = vectors.negatives_MD[:0]
+    return (
+        Vectors(vectors.positives_ND, vectors.queries_ND, none),
+        Items(items.positive_ids[:, 0], items.query_ids[:, None], items.negative_ids[:0], items.negative_owners[:0]),
+    )
+
+
+def _mean(there: LossReport, back: LossReport) -> LossReport:
+    """Both directions' loss as one, the second's counts under names of their own."""
+    behind = "_backwards"
+    return LossReport(
+        loss=(there.loss + back.loss) / 2,
+        by_dimension={size: (loss + back.by_dimension[size]) / 2 for size, loss in there.by_dimension.items()},
+        candidates=there.candidates | {group + behind: count for group, count in back.candidates.items()},
+        masked=there.masked | {group + behind: count for group, count in back.masked.items()},
     )
 
 

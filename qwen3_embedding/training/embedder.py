@@ -74,7 +74,7 @@ class EmbedderObjective:
     def backward(self, step: int, run: RunSettings, ranks: Ranks) -> StepReport:
         """GradCache over this rank's share; see :class:`qwen3_embedding.training.objective.Objective`."""
         batch = self.batches.batch(step)
-        mine = _share(batch, ranks)
+        mine = batch_share(batch, ranks)
         sequences = batch.sequences
         encode = self._encoder(run)
         budget = grad_cache.Budget(run.chunk_tokens, run.kept_tokens)
@@ -244,7 +244,7 @@ def settings_at(settings: ContrastiveSettings, step: int, run: RunSettings) -> C
     return replace(settings, margin=2.0 + (settings.margin - 2.0) * share)
 
 
-def _share(batch: TrainBatch, ranks: Ranks) -> list[int]:
+def batch_share(batch: TrainBatch, ranks: Ranks) -> list[int]:
     """Which of the batch's sequences are this rank's: its rows' queries, positives and hard negatives."""
     n = len(batch.queries)
     rows = ranks.share(n)

@@ -1,157 +1,252 @@
-"""Where a small reranker starts when there is no pre-trained one: three layers that score shared words.
+"""Where a small reranker starts when there is no pre-trained one: three layers that compare words and meanings.
 
-Grown from an embedder whose table carries rarity (:mod:`qwen3_embedding.training.base`), before the first step it
+Grown from the words of an embedder (:mod:`qwen3_embedding.training.words`), before the first step it
 
-1. marks: every token behind ``<Document`` gets a mark (layer 0 attends to that token);
-2. matches: every token of the document looks for its like in front of the document and takes over the rarity it finds
-   (layer 1: queries and keys are the token vectors, keys with the mark are pushed away);
-3. pools: the last position gathers what the document's tokens found, on average and where it is highest (layer 2), and
-   writes it along the difference of the rows of "yes" and "no".
+1. marks: everything behind ``<Query`` and everything behind ``<Document`` gets a mark of its own;
+2. matches: every token of the document looks for its like in the query and takes over that token's weight, or that of
+   the template's first token, which is nothing; the last position gathers the query's words;
+3. pools: the last position gathers the document's words, what its tokens found on average, and what the luckiest
+   found; the MLP multiplies the two sums, component by component, and all of it goes into one dimension that "yes" and
+   "no" read with opposite signs.
 
-Training then changes all of it.  Four hidden dimensions are cleared of words for this.
+Training then changes all of it.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from qwen3_embedding.errors import CheckpointError
+from qwen3_embedding.inputs.prompts import RERANKER_PREFIX, RERANKER_SUFFIX
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.backbone import Backbone
-from qwen3_embedding.model.layers import Layer, SelfAttention
+from qwen3_embedding.model.config import BackboneConfig
+from qwen3_embedding.model.layers import MLP, Layer, SelfAttention
 from qwen3_embedding.model.weights import load_backbone
-from qwen3_embedding.training.base import silence
 from qwen3_embedding.training.export import export_embedder
+from qwen3_embedding.training.words import one_token, silence, steady_places, word_vectors
 
-LAYERS = 3
-LOG_ODDS_PER_RARITY = 0.15
-"""How much a head's average find moves the log-odds of "yes"."""
+_SPECIAL = ("query_marker", "document_marker", "sink", "constant", "weight", "query", "document", "found", "answer", "fill")
+_COMPARED = 64  # components of the two sums that are multiplied
+_ROW = 2.0  # root mean square of a row of the table, so that one unit behind a norm is this much before it
+
+
+@dataclass(frozen=True)
+class MatchingSettings:
+    """Shape of the reranker."""
+
+    source: Path
+    """An embedder that sums words."""
+    output: Path
+    hidden_size: int = 192
+    intermediate_size: int = 192
+    heads: int = 3
+    head_dim: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        words = self.hidden_size - len(_SPECIAL)
+        if self.heads < 3 or words < 2 * _COMPARED or self.intermediate_size < 2 * _COMPARED:
+            raise ValueError(
+                f"heads={self.heads}, hidden_size={self.hidden_size}, intermediate_size={self.intermediate_size}; wanted "
+                f"at least 3, {2 * _COMPARED + len(_SPECIAL)} and {2 * _COMPARED}"
+            )
+        if words / 2 > len(_steady(self.head_dim)):
+            raise ValueError(
+                f"head_dim={self.head_dim} has {len(_steady(self.head_dim))} places that rotary embedding leaves alone; "
+                f"wanted {math.ceil(words / 2)}"
+            )
 
 
 @dataclass(frozen=True)
 class _Dims:
-    """Hidden dimensions with a meaning."""
+    """Where in the hidden state things stand: words first, then what has a name."""
 
     size: int
 
     @property
-    def rare(self) -> int:
-        return self.size - 1
+    def words(self) -> int:
+        return self.size - len(_SPECIAL)
 
-    @property
-    def same(self) -> int:
-        return self.size - 2
-
-    @property
-    def mark(self) -> int:
-        """Behind ``<Document``."""
-        return self.size - 3
-
-    @property
-    def found(self) -> int:
-        """Rarity of what a token matched."""
-        return self.size - 4
+    def __getitem__(self, name: str) -> int:
+        return self.words + _SPECIAL.index(name)
 
 
-def matching_start(source: Path, output: Path, seed: int = 0) -> Path:
-    """Write a reranker that scores shared words, made from an embedder with rarity in its table.
+def matching_start(settings: MatchingSettings) -> Path:
+    """Write a reranker that compares words, made from an embedder that sums them.
 
     Raises:
-        ValueError: ``output`` is there already.
-        CheckpointError: heads that do not fill the hidden size, or a vocabulary in which ``<Document`` is not one
-            token.
+        ValueError: ``output`` is there already, or the embedder has fewer components than the reranker wants words.
+        CheckpointError: a vocabulary in which ``<Query`` or ``<Document`` is not one token.
     """
+    output = settings.output
     if output.exists():
         raise ValueError(f"{output} is there already; choose another output or remove it")
-    small, _ = load_backbone(source, dtype=torch.float32)
-    tokenizer = Tokenizer.from_folder(source)
-    config = replace(small.config, num_hidden_layers=LAYERS)
-    if config.num_key_value_heads * config.head_dim != config.hidden_size:
-        raise CheckpointError(f"{source}: the key/value heads do not fill the hidden size; this start needs that")
-    marker = _one_token(tokenizer, "<Document")
+    small, _ = load_backbone(settings.source, dtype=torch.float32)
+    tokenizer = Tokenizer.from_folder(settings.source)
+    vectors_VW, dims = word_vectors(small), _Dims(settings.hidden_size)
+    if vectors_VW.shape[1] < dims.words:
+        raise ValueError(f"{settings.source} has words of {vectors_VW.shape[1]} components; wanted {dims.words} or more")
+    config = BackboneConfig(
+        vocab_size=small.config.vocab_size,
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_hidden_layers=3,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        head_dim=settings.head_dim,
+        max_position_embeddings=small.config.max_position_embeddings,
+    )
     backbone = Backbone(config)
-    generator = torch.Generator().manual_seed(seed)
-    dims = _Dims(config.hidden_size)
+    generator = torch.Generator().manual_seed(settings.seed)
     with torch.no_grad():
-        table = small.embed_tokens.weight.clone()
-        table[:, [dims.mark, dims.found]] = 0.0
-        (body,) = tokenizer.encode_pairs([""], [""]).ids  # the prompt around query and document, control tokens and all
-        table[sorted(set(body)), dims.rare] = 0.0
-        toward_yes = table[tokenizer.yes_id] - table[tokenizer.no_id]
-        last = table[body[-1]]
-        last -= toward_yes * (last @ toward_yes) / toward_yes.square().sum()  # no opinion before the document is read
-        backbone.embed_tokens.weight.copy_(table)
-        backbone.norm.weight.fill_(1.0)
+        backbone.embed_tokens.weight.copy_(_table(vectors_VW[:, : dims.words], tokenizer, dims))
         layers = [layer for layer in backbone.layers if isinstance(layer, Layer)]
         for layer in layers:
             silence(layer, generator)
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
-                projection.weight.mul_(0.02)
-        _mark(layers[0].self_attn, table[marker], dims)
-        _match(layers[1].self_attn, dims, generator)
-        _pool(layers[2].self_attn, toward_yes, dims)
+                projection.weight.mul_(0.01)
+        _mark(layers[0].self_attn, dims)
+        _match(layers[1].self_attn, dims)
+        _pool(layers[2].self_attn, dims)
+        _multiply(layers[2].mlp, dims)
+        backbone.norm.weight.fill_(0.02)
+        backbone.norm.weight[dims["answer"]] = 1.0
     beside = output.with_name(output.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
-    export_embedder(beside, backbone, source, "float32", tokenizer.end_id)
+    export_embedder(beside, backbone, settings.source, "float32", tokenizer.end_id)
     beside.rename(output)
     return output
 
 
-def _one_token(tokenizer: Tokenizer, text: str) -> int:
-    (ids,) = tokenizer.token_ids([text])
-    if len(ids) != 1:
-        raise CheckpointError(f"{text!r} is {len(ids)} tokens in this vocabulary; the start needs it as one")
-    return ids[0]
+def _table(vectors_VW: Tensor, tokenizer: Tokenizer, dims: _Dims) -> Tensor:
+    """(V, D): directions, weights from 0 to 1, markers; rows filled up to the same length."""
+    lengths_V = vectors_VW.norm(dim=1)
+    heard_V = lengths_V > 1e-9
+    heard_V[_control_ids(tokenizer)] = False
+    log_V = lengths_V.clamp_min(1e-9).log()
+    low, high = log_V[heard_V].quantile(0.02), log_V[heard_V].quantile(0.98)
+    table_VD = torch.zeros(len(vectors_VW), dims.size)
+    table_VD[:, dims["weight"]] = _ROW * ((log_V - low) / (high - low)).clamp(0, 1) * heard_V
+    table_VD[_template_ids(tokenizer), dims["weight"]] = 0.0
+    table_VD[:, dims["constant"]] = _ROW
+    table_VD[one_token(tokenizer, "<Query"), dims["query_marker"]] = 3 * _ROW
+    table_VD[one_token(tokenizer, "<Document"), dims["document_marker"]] = 3 * _ROW
+    table_VD[tokenizer.reranker_prefix_ids[0], dims["sink"]] = _ROW
+    table_VD[tokenizer.yes_id, dims["answer"]] = _ROW
+    table_VD[tokenizer.no_id, dims["answer"]] = -_ROW
+    left_V = (_ROW**2 * dims.size - table_VD.square().sum(1)).sqrt()
+    words = dims.words
+    table_VD[:, :words] = (vectors_VW / lengths_V.clamp_min(1e-9)[:, None]) * left_V[:, None] * heard_V[:, None]
+    table_VD[~heard_V, dims["fill"]] = left_V[~heard_V]
+    return table_VD
 
 
-def _mark(attention: SelfAttention, marker_D: Tensor, dims: _Dims) -> None:
-    """Head 0: everything attends to the marker where there is one before it, and writes the mark."""
-    slow = attention.head_dim // 2 - 1
-    toward = marker_D.clone()
-    toward[[dims.mark, dims.found, dims.rare, dims.same]] = 0.0
-    toward /= toward.square().sum()
-    attention.q_proj.weight[slow, dims.same] = 2.0
-    attention.k_proj.weight[slow] = 16.0 * toward
-    attention.k_proj.weight[slow - 1, dims.same] = 2.0
-    attention.q_norm.weight.fill_(1.5)
-    attention.v_proj.weight[0] = toward
-    attention.o_proj.weight[dims.mark, 0] = 4.0
+def _template_ids(tokenizer: Tokenizer) -> list[int]:
+    """The ids that stand behind ``<Query`` whatever query and document are."""
+    (ids,) = tokenizer.encode_pairs([""], [""], instruction="").ids
+    return sorted(set(ids[ids.index(one_token(tokenizer, "<Query")) :]))
 
 
-def _match(attention: SelfAttention, dims: _Dims, generator: torch.Generator) -> None:
-    """All heads: tokens attend to their like in front of the document and take over its rarity."""
-    half, d = attention.head_dim // 2, attention.head_dim
-    steady = [*range(half - 18, half - 1), *range(d - 18, d - 1)]  # turn too slowly to tell near from far
-    words = torch.randperm(dims.size - 4, generator=generator)
-    for head in range(dims.size // d):
-        begin = head * d
-        for place, row in enumerate(steady):
-            column = int(words[(head * len(steady) + place) % len(words)])
-            attention.q_proj.weight[begin + row, column] = 1.0
-            attention.k_proj.weight[begin + row, column] = 1.0
-        attention.q_proj.weight[begin + half - 1, dims.same] = 1.0
-        attention.k_proj.weight[begin + half - 1, dims.mark] = -2.5
-        attention.v_proj.weight[begin, dims.rare] = 1.0
-        attention.o_proj.weight[dims.found, begin] = 1.0
-    attention.q_norm.weight.fill_(2.0)
+def _control_ids(tokenizer: Tokenizer) -> list[int]:
+    """The template's ids that no text can have."""
+    template = [*tokenizer.reranker_prefix_ids, *tokenizer.reranker_suffix_ids]
+    (spelt,) = tokenizer.token_ids([RERANKER_PREFIX + RERANKER_SUFFIX])
+    return sorted(set(template) - set(spelt))
 
 
-def _pool(attention: SelfAttention, toward_yes_D: Tensor, dims: _Dims) -> None:
-    """Each head gathers what the document's tokens found, from the mean to nearly the highest."""
-    slow, d = attention.head_dim // 2 - 1, attention.head_dim
-    gain = LOG_ODDS_PER_RARITY / toward_yes_D.square().sum()
-    for head in range(dims.size // d):
-        begin = head * d
-        attention.q_proj.weight[begin + slow, dims.same] = float(head)
-        attention.q_proj.weight[begin + slow - 1, dims.same] = 2.0
-        attention.k_proj.weight[begin + slow, dims.found] = 1.0
-        attention.k_proj.weight[begin + slow - 1, dims.mark] = 1.0
-        attention.k_proj.weight[begin + slow - 2, dims.same] = 2.0
-        attention.v_proj.weight[begin, dims.found] = 1.0
-        attention.o_proj.weight[:, begin] = gain * toward_yes_D
-    attention.q_norm.weight.fill_(1.5)
+def _mark(attention: SelfAttention, dims: _Dims) -> None:
+    """Heads 0 and 1: everything attends to its marker where there is one before it, and writes the mark."""
+    first, second = steady_places(attention.head_dim)
+    for head, (marker, mark) in enumerate((("query_marker", "query"), ("document_marker", "document"))):
+        begin = head * attention.head_dim
+        attention.q_proj.weight[begin + first, dims["constant"]] = 10.0
+        attention.k_proj.weight[begin + first, dims[marker]] = 1.0
+        attention.k_proj.weight[begin + second, dims["constant"]] = 1.0
+        attention.v_proj.weight[begin] = 0.0
+        attention.v_proj.weight[begin, dims[marker]] = 1.0
+        attention.o_proj.weight[dims[mark], begin] = _ROW / 3
+    attention.q_norm.weight.fill_(30.0 / math.sqrt(attention.head_dim))
+
+
+def _match(attention: SelfAttention, dims: _Dims) -> None:
+    """Heads 0 and 1, each on half of the components: find the like in the query. Head 2: the query's words."""
+    first, second = steady_places(attention.head_dim)
+    steady = _steady(attention.head_dim)
+    length = math.sqrt(dims.size / 2)  # of half a row's components, behind the norm
+    for head in range(2):
+        begin = head * attention.head_dim
+        for place, column in zip(steady, range(head, dims.words, 2), strict=False):
+            attention.q_proj.weight[begin + place, column] = 1.0
+            attention.k_proj.weight[begin + place, column] = 1.0
+        attention.q_proj.weight[begin + first, dims["constant"]] = 1.5 * length
+        _of_query(attention.k_proj.weight[begin + first], dims, length)
+        attention.k_proj.weight[begin + first, dims["sink"]] = 40 * length
+        attention.v_proj.weight[begin] = 0.0
+        attention.v_proj.weight[begin, dims["weight"]] = 1.0
+        attention.o_proj.weight[dims["found"], begin] = _ROW / 2
+    begin = 2 * attention.head_dim
+    attention.q_proj.weight[begin + first, dims["constant"]] = 10.0
+    attention.q_proj.weight[begin + second, dims["constant"]] = 10.0
+    _of_query(attention.k_proj.weight[begin + first], dims, 1.0)
+    attention.k_proj.weight[begin + second, dims["weight"]] = 1.0
+    for component in range(_COMPARED):
+        attention.v_proj.weight[begin + component] = 0.0
+        attention.v_proj.weight[begin + component, component] = 1.0
+        attention.o_proj.weight[_COMPARED + component, begin + component] = 2 * _ROW
+    attention.q_norm.weight.fill_(40.0 / math.sqrt(attention.head_dim))
+
+
+def _of_query(row_D: Tensor, dims: _Dims, size: float) -> None:
+    """A key component: ``size`` for tokens of the query, negative for all others."""
+    row_D[dims["constant"]] = -2.0 * size
+    row_D[dims["query"]] = 3.0 * size
+    row_D[dims["document"]] = -6.0 * size
+
+
+def _pool(attention: SelfAttention, dims: _Dims) -> None:
+    """Head 0: the document's words. Head 1: the mean find, over 100 tokens more. Head 2: the highest finds."""
+    first, second = steady_places(attention.head_dim)
+    d = attention.head_dim
+    for head in range(3):
+        attention.q_proj.weight[head * d + first, dims["constant"]] = 10.0
+        attention.k_proj.weight[head * d + first, dims["constant"]] = -2.0
+        attention.k_proj.weight[head * d + first, dims["document"]] = 3.0
+    attention.q_proj.weight[second, dims["constant"]] = 10.0
+    attention.k_proj.weight[second, dims["weight"]] = 1.0
+    for component in range(_COMPARED):
+        attention.v_proj.weight[component] = 0.0
+        attention.v_proj.weight[component, component] = 1.0
+        attention.o_proj.weight[component, component] = 2 * _ROW
+    attention.k_proj.weight[d + second, dims["constant"]] = 1.0
+    attention.k_proj.weight[d + first, dims["sink"]] = 40.0
+    attention.q_proj.weight[2 * d + second, dims["constant"]] = 10.0
+    attention.k_proj.weight[2 * d + second, dims["found"]] = 1.0
+    for head, gain in ((1, 60.0), (2, 3.0)):
+        attention.v_proj.weight[head * d] = 0.0
+        attention.v_proj.weight[head * d, dims["found"]] = 1.0
+        attention.o_proj.weight[dims["answer"], head * d] = gain
+    attention.q_norm.weight.fill_(16.0 / math.sqrt(d))
+
+
+def _multiply(mlp: MLP, dims: _Dims) -> None:
+    """The product of the two sums, by ``silu(a) b + silu(-a) (-b) = a b``."""
+    mlp.gate_proj.weight[: 2 * _COMPARED] = 0.0
+    mlp.up_proj.weight[: 2 * _COMPARED] = 0.0
+    for component in range(_COMPARED):
+        for unit, sign in ((component, 1.0), (_COMPARED + component, -1.0)):
+            mlp.gate_proj.weight[unit, component] = sign
+            mlp.up_proj.weight[unit, _COMPARED + component] = sign
+            mlp.down_proj.weight[dims["answer"], unit] = 0.15
+
+
+def _steady(head_dim: int) -> list[int]:
+    """Places of a head that turn less than 0.3 radians in 500 positions, the two slowest pairs left out."""
+    half = head_dim // 2
+    slow = [place for place in range(half - 2) if 500 * 1e6 ** (-place / half) < 0.3]
+    return [*slow, *(half + place for place in slow)]

@@ -83,6 +83,10 @@ def make_objective(settings: TrainingSettings, device: torch.device) -> Objectiv
         from qwen3_embedding.training.language_model import LanguageModelObjective
 
         return LanguageModelObjective(settings, device)
+    if settings.kind == "bag":
+        from qwen3_embedding.training.bag import BagObjective
+
+        return BagObjective(settings, device)
     from qwen3_embedding.training.reranker import RerankerObjective
 
     return RerankerObjective(settings, device)

@@ -1,4 +1,4 @@
-"""Make the bundled models again: base, embedder, reranker, in this order.
+"""Make the bundled models again: base, embedder, mined negatives, reranker, in this order.
 
     python recipes/nano/run.py --data FOLDER        # FOLDER holds the training records (docs/nano.md says which)
 
@@ -50,14 +50,28 @@ def main() -> None:
 def stages(data: Path) -> Iterator[tuple[str, Path, Callable[[], object]]]:
     """Name, what it leaves, and how, of each stage in order."""
     from qwen3_embedding.training.base import BaseSettings, make_base
-    from qwen3_embedding.training.matching import matching_start
+    from qwen3_embedding.training.matching import MatchingSettings, matching_start
 
-    base, embedder = RUNS / "base", RUNS / "nano-embedding"
+    base, embedder, mined = RUNS / "base", RUNS / "nano-embedding", RUNS / "mined.jsonl.gz"
     start, reranker = RUNS / "reranker-start", RUNS / "nano-reranker"
     yield "base", base, lambda: make_base(BaseSettings(output=base, data=data))
     yield "embedding", embedder, lambda: train(HERE / "embedding.toml", data)
-    yield "reranker-start", start, lambda: matching_start(embedder, start)
+    yield "mining", mined, lambda: mine(HERE / "mining.toml", data)
+    yield "reranker-start", start, lambda: matching_start(MatchingSettings(source=embedder, output=start))
     yield "reranker", reranker, lambda: train(HERE / "reranker.toml", data)
+
+
+def mine(recipe: Path, data: Path) -> None:
+    """Run a mining recipe with its records taken from ``data``."""
+    from qwen3_embedding.config import load_toml
+    from qwen3_embedding.inference.embedder import Embedder
+    from qwen3_embedding.mining.mine import Models
+    from qwen3_embedding.mining.recipe import MineRecipe, run
+
+    settings = load_toml(recipe, MineRecipe)
+    encoder = Embedder.from_pretrained(settings.encoder.model, max_tokens=settings.encoder.max_tokens)
+    records = tuple(moved(path, data) for path in settings.records)
+    run(dataclasses.replace(settings, records=records), Models(encoder, encoder.fingerprint), log=print)
 
 
 def train(recipe: Path, data: Path) -> None:

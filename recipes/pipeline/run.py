@@ -34,10 +34,11 @@ class BaseRecipe:
     start: Literal["random", "words"] = "random"
     """Random weights as Qwen3 is initialised, or weights that retrieve by shared words (training/base.py)."""
     vocab_size: int = 40000
-    hidden_size: int = 256
-    intermediate_size: int = 512
-    layers: int = 1
-    heads: int = 4
+    hidden_size: int = 384
+    intermediate_size: int = 384
+    layers: int = 2
+    """Of random weights; those that retrieve by words have two."""
+    heads: int = 6
     head_dim: int = 64
     context: int = 32768
     seed: int = 0
@@ -101,6 +102,7 @@ class Pipeline:
         self.data = self.folder / "data" if recipe.made else data
         self.tasks = [self.data / "held-out"] if recipe.made else tasks
         self.times = self.folder / "seconds.json"
+        self.start = self.folder / ("reranker-start" if recipe.reranker_start == "matching" else "embedder")
 
     def run(self) -> None:
         """Every stage that is missing, then the card."""
@@ -128,11 +130,9 @@ class Pipeline:
             yield self._mining(path)
         yield from self._runs_and_merge("stage-2", self.folder / "stage-1", "", "embedder")
         yield from self._runs_and_merge("stage-2", base, "-without-stage-1", "without-stage-1")
-        start = self.folder / "embedder"
         if self.recipe.reranker_start == "matching":
-            start = self.folder / "reranker-start"
-            yield Stage("reranker-start", start, lambda: self._matching_start(start))
-        yield from self._runs_and_merge("reranker", start, "", "reranker")
+            yield Stage("reranker-start", self.start, lambda: self._matching_start(self.start))
+        yield from self._runs_and_merge("reranker", self.start, "", "reranker")
         yield Stage("ablation", self.folder / "ablation.md", self._make_card)
 
     def names(self, kind: str) -> list[str]:
@@ -198,16 +198,16 @@ class Pipeline:
     def _make_base(self, output: Path) -> None:
         from qwen3_embedding.training.base import BaseSettings, make_base
 
-        values = {k: v for k, v in dataclasses.asdict(self.recipe.base).items() if k != "start"}
+        values = {k: v for k, v in dataclasses.asdict(self.recipe.base).items() if k not in ("start", "layers")}
         if self.recipe.base.start == "words":
             make_base(BaseSettings(output=output, data=self.data, **values))
         else:
             random_base(self.recipe.base, self.data, output)
 
     def _matching_start(self, output: Path) -> None:
-        from qwen3_embedding.training.matching import matching_start
+        from qwen3_embedding.training.matching import MatchingSettings, matching_start
 
-        matching_start(self.folder / "embedder", output)
+        matching_start(MatchingSettings(source=self.folder / "embedder", output=output))
 
     def _merge(self, sources: list[Path], output: Path) -> None:
         from qwen3_embedding.merging.merge import merge
@@ -227,6 +227,7 @@ class Pipeline:
             "without merging": (first, None),
             **{f"without merging, {name}": (name, None) for name in self.names("stage-2")[1:]},
             FULL: ("embedder", None),
+            "full, reranked before training": ("embedder", self.start.name),
             **{f"full, reranked by {name}": ("embedder", name) for name in rerankers},
             "full, reranked by the merged reranker": ("embedder", "reranker"),
         }

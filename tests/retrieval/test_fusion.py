@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qwen3_embedding.retrieval.fusion import Fusion, reciprocal_rank_fusion
+from qwen3_embedding.retrieval.fusion import Fusion, reciprocal_rank_fusion, score_fusion
 
 
 def test_scores_are_weighted_reciprocal_ranks() -> None:
@@ -24,3 +24,29 @@ def test_a_leg_of_weight_zero_adds_nothing() -> None:
 def test_weights_that_make_no_sense_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"wanted|both 0"):
         Fusion(**options)  # type: ignore[arg-type]
+
+
+def test_scores() -> None:
+    """Cosine plus BM25 over the best; what dense lacks has its lowest cosine, what text lacks has nothing."""
+    fused = dict(score_fusion([("a", 0.9), ("b", 0.4)], [("b", 8.0), ("c", 2.0)], 1.0, 0.5))
+    assert fused == pytest.approx({"a": 0.9, "b": 0.4 + 0.5, "c": 0.4 + 0.5 * 0.25})
+
+
+def test_scores_of_one_leg() -> None:
+    dense, text = [("a", 0.9), ("b", 0.4)], [("b", 8.0), ("c", 2.0)]
+    assert [one for one, _ in score_fusion(dense, text, 0.0, 1.0)] == ["b", "c"]
+    assert score_fusion(dense, text, 1.0, 0.0) == dense
+    assert [one for one, _ in score_fusion([], text)] == ["b", "c"]
+    assert score_fusion(dense, []) == dense
+
+
+def test_scores_tie_by_id() -> None:
+    assert [one for one, _ in score_fusion([("z", 0.5), ("a", 0.5)], [])] == ["a", "z"]
+
+
+def test_method() -> None:
+    dense, text = [("a", 0.9), ("b", 0.1)], [("b", 8.0), ("a", 7.9)]
+    assert Fusion(method="score").fuse(dense, text)[0][0] == "a"
+    assert Fusion(dense_weight=0.5).fuse(dense, text)[0][0] == "b"
+    with pytest.raises(ValueError, match="wanted one of rank, score"):
+        Fusion(method="mean")  # type: ignore[arg-type]

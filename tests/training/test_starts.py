@@ -1,4 +1,4 @@
-"""Where small models start from: weights that retrieve and rerank by shared words before the first step."""
+"""Where small embedders start from: weights that retrieve by shared words before the first step."""
 
 from __future__ import annotations
 
@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from qwen3_embedding import Embedder, Reranker
+from qwen3_embedding import Embedder
 from qwen3_embedding.data import Record, write_records
-from qwen3_embedding.errors import CheckpointError
 from qwen3_embedding.training.base import BaseSettings, make_base
-from qwen3_embedding.training.matching import matching_start
-from tests.support.checkpoints import make_embedder_folder
 
 THINGS = ("river", "engine", "garden", "market", "letter", "window", "bridge", "planet", "doctor", "forest")
 DOCUMENTS = [f"the {thing} of the old town is what people talk about" for thing in THINGS]
@@ -44,23 +41,3 @@ def test_the_base_loads_in_transformers_with_the_same_vectors(base: Path) -> Non
     theirs = theirs / theirs.norm()
     ours = Embedder.from_pretrained(base, dtype="float32").embed_documents(DOCUMENTS[:1])[0]
     assert np.allclose(ours, theirs.numpy(), atol=1e-5)
-
-
-def test_the_reranker_prefers_documents_that_share_words(base: Path) -> None:
-    folder = matching_start(base, base.with_name("start"))
-    reranker = Reranker.from_pretrained(folder)
-    places = []
-    for row, query in enumerate(QUERIES):
-        scores = reranker.score(query, DOCUMENTS)
-        places.append(int((scores >= scores[row]).sum()))
-    assert np.mean([1 / place for place in places]) > 0.8
-    with pytest.raises(ValueError, match="is there already"):
-        matching_start(base, folder)
-
-
-def test_what_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is there already"):
-        make_base(BaseSettings(output=base, data=base.with_name("records.jsonl")))
-    with pytest.raises(CheckpointError):
-        matching_start(make_embedder_folder(tmp_path / "other"), tmp_path / "out")
-    assert not (tmp_path / "out").exists()
