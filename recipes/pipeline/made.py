@@ -1,8 +1,9 @@
 """Records and a held-out task in a made-up language, small enough to learn in seconds.
 
 A document names a thing and a property; a query asks for both in words that no document has.  So nothing is found by
-shared words, and what a stage taught is seen: the weak pairs of stage 1 name one of the two, know a third of the properties, and are sometimes wrong;
-the labelled ones of stage 2 name both, of half of the things, in two sources with different properties.
+shared words, and what a stage taught is seen: the weak pairs of stage 1 name one of the two, know a third of the
+properties, and are sometimes wrong; the labelled ones of stage 2 name both, of half of the things, in two sources with
+different properties.
 """
 
 from __future__ import annotations

@@ -11,12 +11,9 @@ from qwen3_embedding.mining.recipe import MineRecipe
 from qwen3_embedding.training.config import load_settings
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-NOT_TRAINING = ("pipeline.toml", "synthesize.toml")
-TRAINING = [
-    path
-    for path in sorted(RECIPES.rglob("*.toml"))
-    if path.name not in NOT_TRAINING and not path.name.startswith(("mine-", "adapt"))
-]
+MINING = [path for path in sorted(RECIPES.rglob("*.toml")) if path.name.startswith(("mine-", "mining"))]
+NOT_TRAINING = ("pipeline.toml", "synthesize.toml", "adapt")
+TRAINING = [p for p in sorted(RECIPES.rglob("*.toml")) if p not in MINING and not p.name.startswith(NOT_TRAINING)]
 
 
 @pytest.mark.parametrize("path", TRAINING, ids=lambda path: str(path.relative_to(RECIPES)))
@@ -31,7 +28,7 @@ def test_it_loads(path: Path) -> None:
         assert settings.lora.alpha == 2 * settings.lora.rank
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("mine-*.toml")), ids=lambda path: str(path.relative_to(RECIPES)))
+@pytest.mark.parametrize("path", MINING, ids=lambda path: str(path.relative_to(RECIPES)))
 def test_mining_recipes_load(path: Path) -> None:
     assert load_toml(path, MineRecipe).mining.negatives > 0
 
