@@ -185,7 +185,8 @@ class Pipeline:
         from qwen3_embedding.mining.mine import Models
         from qwen3_embedding.mining.recipe import run
 
-        encoder = Embedder.from_pretrained(self._placed(Path(recipe.encoder.model)), dtype="float32")
+        model, longest = self._placed(Path(recipe.encoder.model)), recipe.encoder.max_tokens
+        encoder = Embedder.from_pretrained(model, dtype="float32", max_tokens=longest)
         run(recipe, Models(encoder, f"{encoder.fingerprint} {encoder.backbone.type_name} {encoder.max_tokens}"))
 
     def _make_data(self) -> None:
@@ -234,7 +235,8 @@ class Pipeline:
         reports = {name: self._report(*models) for name, models in rows.items()}
         notes = {
             "runs merged": ", ".join(self.names("stage-2")) + "; " + ", ".join(rerankers),
-            "method": self.recipe.merge,
+            "merged by": self.recipe.merge,
+            "hard negatives": "mined by the model of stage 1, in every row",
             "seconds": json.dumps(json.loads(self.times.read_text())),
         }
         card = ablation_card(reports, FULL, notes)
