@@ -105,6 +105,11 @@ class CachedEncoder:
         return self.encoder.name
 
     @property
+    def fingerprint(self) -> str | None:
+        """The encoder's, or ``None`` where it is known by its name alone."""
+        return None if self.identity.startswith("name:") else self.identity
+
+    @property
     def dimensions(self) -> int:
         """The encoder's size."""
         return self.encoder.dimensions

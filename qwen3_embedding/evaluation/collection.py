@@ -11,10 +11,15 @@ from typing import Any
 
 from qwen3_embedding.errors import DataError
 
-KINDS = ("retrieval", "reranking", "sts", "pair_classification", "bitext", "classification", "clustering")
+KINDS = (
+    "retrieval", "reranking", "instruction_following", "sts", "pair_classification", "bitext", "classification",
+    "clustering",
+)  # fmt: skip
+RANKING_KINDS = ("retrieval", "reranking", "instruction_following")
 _MAIN_METRIC = {
     "retrieval": "ndcg@10",
     "reranking": "ndcg@10",
+    "instruction_following": "p_mrr",
     "sts": "spearman",
     "pair_classification": "average_precision",
     "bitext": "accuracy",
@@ -49,6 +54,11 @@ class Collection:
     """Reranking: query id → ids of the documents to order."""
     violations: Mapping[str, list[str]] | None = None
     """Query id → ids of documents that say the opposite of what is asked."""
+    changed: Mapping[str, list[str]] | None = None
+    """Instruction following: query → ids of documents that its changed instruction makes irrelevant.
+
+    The queries themselves are ``QUERY-og`` and ``QUERY-changed``.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +77,11 @@ class Labelled:
 
     texts: list[str]
     labels: list[str]
+
+
+def metric_name(name: str) -> str:
+    """A metric as this package spells it: ``average_precision``, ``ndcg@10``, ``p_mrr``."""
+    return name.lower().replace(" ", "_").replace("-", "_")
 
 
 def read_info(folder: Path) -> TaskInfo:
@@ -101,16 +116,17 @@ def read_info(folder: Path) -> TaskInfo:
 
 
 def read_collection(folder: Path, split: str = "test") -> Collection:
-    """Read a collection in BEIR's layout; ``candidates.jsonl`` and ``violations.jsonl`` where there are.
+    """Read a collection in BEIR's layout, with ``candidates``, ``violations`` and ``changed.jsonl`` where there are.
 
-    Where there are other splits, queries that this one does not judge are left out, as in BEIR.
+    Where there are other splits, queries that this one does not judge are left out, as in BEIR. A query with an
+    ``instruction`` of its own is its text, a space, the instruction, as in mteb.
 
     Raises:
         DataError: a missing file; a line that is not what it should be (file, line and reason); no judgement; a query
             without judgement or relevant document; judgements of unknown queries or documents.
     """
     documents = {identity: _document_text(line) for identity, line in _records(folder / "corpus.jsonl")}
-    queries = {identity: str(line["text"]) for identity, line in _records(folder / "queries.jsonl")}
+    queries = {identity: _query_text(line) for identity, line in _records(folder / "queries.jsonl")}
     path = folder / "qrels" / f"{split}.tsv"
     qrels = _read_qrels(path)
     _refuse_unknown(path, "queries", qrels, queries)
@@ -126,7 +142,8 @@ def read_collection(folder: Path, split: str = "test") -> Collection:
         lacking = [query for query in judged if not candidates.get(query)]
         if lacking:
             raise DataError(f"{folder / 'candidates.jsonl'}: query {lacking[0]!r} has no candidates")
-    return Collection(documents, judged, {query: qrels[query] for query in judged}, candidates, violations)
+    changed = _read_changed(folder / "changed.jsonl", judged, documents)
+    return Collection(documents, judged, {query: qrels[query] for query in judged}, candidates, violations, changed)
 
 
 def read_pairs(folder: Path, kind: str) -> Pairs:
@@ -180,6 +197,11 @@ def _document_text(record: Mapping[str, Any]) -> str:
     return f"{title} {record['text']}" if title else str(record["text"])
 
 
+def _query_text(record: Mapping[str, Any]) -> str:
+    own = record.get("instruction") or ""
+    return f"{record['text']} {own}" if own else str(record["text"])
+
+
 def _records(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     seen: set[str] = set()
     for number, line in _lines(path):
@@ -225,6 +247,22 @@ def _read_lists(
         if record["_id"] in queries:
             _refuse_unknown(path, "documents", dict.fromkeys(found), documents)
             lists[record["_id"]] = list(found)
+    return lists
+
+
+def _read_changed(path: Path, queries: Mapping[str, str], documents: Mapping[str, str]) -> dict[str, list[str]] | None:
+    if not path.exists():
+        return None
+    known = {query.removesuffix("-changed"): "" for query in queries if query.endswith("-changed")}
+    lists = _read_lists(path, "changed", known, documents) or {}
+    for query in known:
+        if f"{query}-og" not in queries:
+            raise DataError(f"{path}: query '{query}-changed' has no judged twin '{query}-og'")
+        if not lists.get(query):
+            raise DataError(f"{path}: query {query!r} has no changed documents; leave its two queries out")
+    lonely = [query for query in queries if query.removesuffix("-og").removesuffix("-changed") not in known]
+    if lonely:
+        raise DataError(f"{path}: query {lonely[0]!r} is none of a pair 'QUERY-og' and 'QUERY-changed'")
     return lists
 
 

@@ -65,12 +65,17 @@ def draw_reranking(cells: Sequence[Cell], folder: str | Path) -> list[Path]:
 def line_plot(
     series: Mapping[str, Mapping[float, float]], title: str, x_label: str, y_label: str, log_x: bool = False
 ) -> Any:
-    """A line with points for each of ``series`` (name -> x -> y), labelled in a legend."""
+    """A line with points for each of ``series`` (name -> x -> y), labelled in a legend.
+
+    Earlier lines are wider, so that one under another still shows.
+    """
     figure = _figure(6.4, 3.8)
     axes = figure.add_subplot()
-    for (name, points), color in zip(series.items(), _colors(len(series)), strict=True):
-        xs = sorted(points)
-        axes.plot(xs, [points[x] for x in xs], marker="o", markersize=4, linewidth=1.8, color=color, label=name)
+    step = min(1.8, 5 / max(len(series) - 1, 1))
+    for place, ((name, points), color) in enumerate(zip(series.items(), _colors(len(series)), strict=True)):
+        xs, wider = sorted(points), step * (len(series) - 1 - place)
+        width, size = 1.6 + wider, 4.0 + 1.2 * wider
+        axes.plot(xs, [points[x] for x in xs], marker="o", markersize=size, linewidth=width, color=color, label=name)
     ticks = sorted({x for points in series.values() for x in points})
     if log_x:
         axes.set_xscale("log", base=2)

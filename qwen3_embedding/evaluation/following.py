@@ -42,6 +42,29 @@ def p_mrr(original: Run, changed: Run, changed_documents: Mapping[str, Sequence[
     return found
 
 
+def following_scores(
+    rankings: Mapping[str, Sequence[tuple[str, float]]], changed: Mapping[str, Sequence[str]]
+) -> dict[str, float]:
+    """p-MRR of each query from rankings of ``QUERY-og`` and ``QUERY-changed``.
+
+    Args:
+        rankings: query id -> documents with scores.
+        changed: query -> documents that the changed instruction makes irrelevant.
+    """
+    original = {query: dict(rankings[f"{query}-og"]) for query in changed}
+    after = {query: dict(rankings[f"{query}-changed"]) for query in changed}
+    return p_mrr(original, after, changed)
+
+
+def halves(per_query: Mapping[str, float]) -> dict[str, float]:
+    """A metric's mean under the original and under the changed instructions: ``original``, ``changed``."""
+    found = {}
+    for name, ending in (("original", "-og"), ("changed", "-changed")):
+        values = [value for query, value in per_query.items() if query.endswith(ending)]
+        found[name] = math.fsum(values) / len(values)
+    return found
+
+
 def _change(before: int, after: int) -> float:
     return after / before - 1 if before >= after else 1 - before / after
 

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from qwen3_embedding.errors import CheckpointError, NumericalError
+from qwen3_embedding.errors import CheckpointError, DataError, NumericalError
 from qwen3_embedding.evaluation.averages import mean
 from qwen3_embedding.evaluation.benchmarks import BenchmarkTask, TaskDefinition, load_benchmark
+from qwen3_embedding.evaluation.cache import ArrayCache, CachedEncoder
 from qwen3_embedding.evaluation.collection import Collection, read_collection, read_info
+from qwen3_embedding.evaluation.environment import commit, hardware
 from qwen3_embedding.evaluation.instructions import Instructions, Policy, instructions_for
 from qwen3_embedding.evaluation.results import Report, TaskResult, library_versions, now
 from qwen3_embedding.optional import require
@@ -122,6 +124,7 @@ def evaluate_encoder(
     predictions: str | Path | None = None,
     cache: str | Path | None = None,
     settings: MtebSettings | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Score an encoder on mteb tasks.
 
@@ -131,9 +134,10 @@ def evaluate_encoder(
         predictions: gets the rankings, which :func:`evaluate_reranker` needs.
         cache: folder where finished tasks are kept, so that an interrupted run goes on; ``None`` keeps nothing.
         settings: instruction policy and dimensions.
+        log: takes a line a task.
     """
     model = MtebEncoder(encoder, settings)
-    return _evaluate(model, encoder.name, None, list(tasks), predictions, cache, model.settings, {})
+    return _evaluate(model, encoder.name, None, list(tasks), predictions, cache, model.settings, {}, log)
 
 
 def evaluate_reranker(
@@ -144,6 +148,7 @@ def evaluate_reranker(
     candidates: int = CANDIDATES,
     cache: str | Path | None = None,
     settings: MtebSettings | None = None,
+    log: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Rerank the best ``candidates`` of stored first-stage rankings.
 
@@ -155,6 +160,7 @@ def evaluate_reranker(
         candidates: how many documents a query.
         cache: folder where finished tasks are kept.
         settings: instruction policy.
+        log: takes a line a task.
 
     Raises:
         FileNotFoundError: no stored ranking of a task.
@@ -162,19 +168,73 @@ def evaluate_reranker(
     model = MtebScorer(scorer, settings)
     staged = [task.convert_to_reranking(Path(predictions), top_k=candidates) for task in tasks]
     extra = {"candidates": candidates, "first_stage": first_stage}
-    return _evaluate(model, first_stage, scorer.name, staged, None, cache, model.settings, extra)
+    return _evaluate(model, first_stage, scorer.name, staged, None, cache, model.settings, extra, log)
 
 
-def benchmark_tasks(name: str, as_published: bool = False, types: Sequence[str] | None = None) -> list[Any]:
+def evaluate_stages(
+    tasks: Callable[[Sequence[str] | None], list[Any]],
+    encoder: Encoder,
+    scorer: Scorer | None,
+    out: str | Path,
+    settings: MtebSettings | None = None,
+    candidates: int = CANDIDATES,
+    log: Callable[[str], None] = lambda line: None,
+) -> list[Report]:
+    """An embedder on mteb tasks, then a reranker over its best documents of the Retrieval tasks; repeat it to resume.
+
+    Args:
+        tasks: makes fresh task objects, of these types alone or (``None``) all, as :func:`benchmark_tasks` does.
+        encoder: the first stage. Without a fingerprint (a server) finished tasks are not kept.
+        scorer: the second stage.
+        out: gets ``embedder.json``, ``reranker.json``, the rankings and what is kept for the next time.
+        settings: instruction policy and dimensions.
+        candidates: documents a query that the reranker orders.
+        log: takes lines of progress.
+
+    Returns:
+        One report a stage.
+    """
+    out = Path(out)
+    cache = None if _fingerprint(encoder) == UNVERSIONED else out / "kept"
+    with ArrayCache(out / "vectors.sqlite") as arrays:
+        first = evaluate_encoder(CachedEncoder(encoder, arrays), tasks(None), out / "rankings", cache, settings, log)
+    first.save(out / "embedder.json")
+    if scorer is None:
+        return [first]
+    cache = None if _fingerprint(scorer) == UNVERSIONED else out / "kept"
+    retrieval = tasks(["Retrieval"])
+    second = evaluate_reranker(scorer, retrieval, out / "rankings", encoder.name, candidates, cache, settings, log)
+    second.save(out / "reranker.json")
+    return [first, second]
+
+
+def benchmark_tasks(
+    name: str,
+    as_published: bool = False,
+    types: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
+) -> list[Any]:
     """mteb's task objects for one of our benchmarks, with exactly the splits and subsets of our definition.
 
     Args:
         name: of :data:`qwen3_embedding.evaluation.benchmarks.BENCHMARKS`.
         as_published: the splits of the published figures.
         types: only tasks of these types, such as ``["Retrieval"]`` for a reranker.
+        names: only these tasks.
+
+    Raises:
+        ValueError: an unknown benchmark, or a task that is not in it.
     """
+    tasks = load_benchmark(name, as_published).tasks
+    unknown = sorted(set(names or ()) - {item.task.name for item in tasks})
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is no task of {name}; it has {', '.join(item.task.name for item in tasks)}")
     mteb = require("mteb", extra="mteb")
-    wanted = [item for item in load_benchmark(name, as_published).tasks if types is None or item.task.type in types]
+    wanted = [
+        item
+        for item in tasks
+        if (types is None or item.task.type in types) and (names is None or item.task.name in names)
+    ]
     return [_mteb_task(mteb, item) for item in wanted]
 
 
@@ -224,25 +284,35 @@ def _evaluate(
     cache: str | Path | None,
     settings: MtebSettings,
     extra: dict[str, Any],
+    log: Callable[[str], None],
 ) -> Report:
     mteb = require("mteb", extra="mteb")
     if cache is not None and model.mteb_model_meta.revision == UNVERSIONED:
         raise ValueError(f"{name} has no fingerprint, so kept results could be another model's; leave out cache")
     found, started = [], time.perf_counter()
-    for task in tasks:
+    for number, task in enumerate(tasks, start=1):
         before = time.perf_counter()
-        (result,) = mteb.evaluate(
-            model,
-            task,
-            cache=None if cache is None else _store(Path(cache), task, settings, extra),
-            prediction_folder=None if predictions is None else Path(predictions),
-            show_progress_bar=False,
-            co2_tracker=False,
-        ).task_results
+        log(f"[{number}/{len(tasks)}] {task.metadata.name} ({task.metadata.type})")
+        try:
+            (result,) = mteb.evaluate(
+                model,
+                task,
+                cache=None if cache is None else _store(Path(cache), task, settings, extra),
+                prediction_folder=None if predictions is None else Path(predictions),
+                show_progress_bar=False,
+                co2_tracker=False,
+            ).task_results
+        except (ConnectionError, FileNotFoundError) as error:
+            raise DataError(
+                f"{task.metadata.name}: its data {task.metadata.dataset['path']} cannot be had ({error}); mteb loads "
+                "public data from the Hugging Face hub, or from its local cache"
+            ) from error
         found.append(_task_result(task, result, settings, time.perf_counter() - before))
     return Report(
         model=name,
         tasks=tuple(found),
+        commit=commit(),
+        hardware=hardware(),
         reranker=reranker,
         settings={"runner": "mteb", "instructions": settings.policy, "dimensions": settings.dimensions, **extra},
         versions=library_versions(),
@@ -332,9 +402,10 @@ def _meta(model: Encoder | Scorer, kind: str, settings: MtebSettings) -> Any:
 
 def _fingerprint(model: Encoder | Scorer) -> str:
     try:
-        return str(getattr(model, "fingerprint", UNVERSIONED))
+        found = getattr(model, "fingerprint", None)
     except CheckpointError:  # built in memory, from no folder
         return UNVERSIONED
+    return found if isinstance(found, str) else UNVERSIONED
 
 
 def _short(name: str) -> str:

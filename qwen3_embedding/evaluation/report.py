@@ -6,7 +6,8 @@ Runs are compared only where they answered the same question: the same tasks by 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -24,6 +25,7 @@ from qwen3_embedding.evaluation.statistics import (
 )
 
 SIGNIFICANT = 0.05
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +70,7 @@ def build_page(reports: Sequence[Report], title: str = "Evaluation", seed: int =
         _comparison(reports[0], names[0], other, name, seed) for other, name in zip(reports[1:], names[1:], strict=True)
     ]
     tables += _languages(reports, names)
-    tables += [_provenance(reports, names), _settings(reports, names), _costs(reports, names)]
+    tables += [_provenance(reports, names), *_settings(reports, names), _costs(reports, names)]
     drawn = ((_CAPTION, figure_svg(_plot(reports, names, seed))),) if plots else ()
     return Page(title, tuple(table for table in tables if table.rows), drawn)
 
@@ -133,7 +135,7 @@ def write_page(page: Page, path: str | Path) -> None:
     os.replace(beside, path)
 
 
-_CAPTION = "Points: scores. Bars: 95 percent bootstrap intervals over the queries, where a task has values per query."
+_CAPTION = "Points: scores. Bars: 95 percent bootstrap intervals over the queries or pairs, where a task has one."
 
 
 def _scores(reports: Sequence[Report], names: Sequence[str], seed: int) -> Table:
@@ -149,7 +151,8 @@ def _scores(reports: Sequence[Report], names: Sequence[str], seed: int) -> Table
             rows.append((f"Mean of {task_type}", task_type, "", str(len(same)), *means))
     rows.append(("Mean(Task)", "", "", str(len(reports[0].tasks)), *(_percent(r.mean_task) for r in reports)))
     remark = (
-        "In percent, with the 95 percent bootstrap interval over queries. Mean(Task) is the unweighted mean over tasks."
+        "In percent, with the 95 percent bootstrap interval over queries (pairs, texts). "
+        "Mean(Task) is the unweighted mean over tasks."
     )
     return Table("Scores", columns, tuple(rows), remark)
 
@@ -224,7 +227,8 @@ def _provenance(reports: Sequence[Report], names: Sequence[str]) -> Table:
     return Table("What the tasks are, and what the models knew", columns, tuple(rows), remark)
 
 
-def _settings(reports: Sequence[Report], names: Sequence[str]) -> Table:
+def _settings(reports: Sequence[Report], names: Sequence[str]) -> list[Table]:
+    """What differs, a column a run; and once what all runs have alike."""
     keys = sorted({key for report in reports for key in report.settings})
     rows = [(key, *(_plain(report.settings.get(key)) for report in reports)) for key in keys]
     rows += [
@@ -234,7 +238,14 @@ def _settings(reports: Sequence[Report], names: Sequence[str]) -> Table:
     ]
     libraries = sorted({name for report in reports for name in report.versions})
     rows += [(f"version of {name}", *(report.versions.get(name, "–") for report in reports)) for name in libraries]
-    return Table("Settings", ("", *names), tuple(rows))
+    if len(reports) == 1:
+        return [Table("Settings", ("", *names), tuple(rows))]
+    differing = tuple(row for row in rows if len(set(row[1:])) > 1)
+    same = tuple(row[:2] for row in rows if len(set(row[1:])) == 1)
+    return [
+        Table("Settings that differ", ("", *names), differing),
+        Table("Settings alike", ("", "all runs"), same),
+    ]
 
 
 def _costs(reports: Sequence[Report], names: Sequence[str]) -> Table:
@@ -243,7 +254,8 @@ def _costs(reports: Sequence[Report], names: Sequence[str]) -> Table:
         rows.append((f"seconds, {task.name}", *(f"{report.task(task.name).seconds:.1f}" for report in reports)))
     keys = sorted({key for report in reports for key in report.costs})
     rows += [(key, *(_plain(report.costs.get(key)) for report in reports)) for key in keys]
-    return Table("Costs", ("", *names), tuple(rows))
+    remark = "Seconds of a run of `evaluate` are those of all its columns together, cached vectors not computed again."
+    return Table("Costs", ("", *names), tuple(rows), remark)
 
 
 def _plot(reports: Sequence[Report], names: Sequence[str], seed: int) -> Any:
@@ -252,22 +264,23 @@ def _plot(reports: Sequence[Report], names: Sequence[str], seed: int) -> Any:
         for report, name in zip(reports, names, strict=True):
             one = report.task(task.name)
             low, high = one.score, one.score
-            if one.per_query:
-                interval = _interval(one, seed)
-                low, high = min(interval.low, one.score), max(interval.high, one.score)
+            if ends := _ends(one, seed):
+                low, high = min(ends[0], one.score), max(ends[1], one.score)
             rows.append((task.name, name, 100 * one.score, 100 * low, 100 * high))
     return interval_plot(rows, "Main metric of each task", "percent")
 
 
 def _with_interval(task: TaskResult, seed: int) -> str:
+    ends = _ends(task, seed)
+    return f"{_percent(task.score)} [{_percent(ends[0])}, {_percent(ends[1])}]" if ends else _percent(task.score)
+
+
+def _ends(task: TaskResult, seed: int) -> tuple[float, ...]:
+    """Low and high end of the interval, or nothing where a task has none."""
     if not task.per_query:
-        return _percent(task.score)
-    interval = _interval(task, seed)
-    return f"{_percent(task.score)} [{_percent(interval.low)}, {_percent(interval.high)}]"
-
-
-def _interval(task: TaskResult, seed: int) -> Interval:
-    return bootstrap_interval([task.per_query[query] for query in sorted(task.per_query)], seed=seed)
+        return task.interval
+    found = bootstrap_interval([task.per_query[query] for query in sorted(task.per_query)], seed=seed)
+    return found.low, found.high
 
 
 def _signed(found: Interval) -> str:
@@ -288,7 +301,13 @@ def _p(value: float) -> str:
 
 
 def _plain(value: Any) -> str:
-    return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+    if value is None or value == "":
+        return "–"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, str) and _HASH.fullmatch(value):
+        return value[:16]
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _markdown_table(table: Table) -> str:

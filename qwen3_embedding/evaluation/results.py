@@ -47,6 +47,8 @@ class TaskResult:
     """Subset or language -> metric -> value, where the task has several."""
     per_query: Mapping[str, float] = field(default_factory=dict)
     """Query id -> main metric, for confidence intervals and paired tests; empty where a task has none."""
+    interval: tuple[float, ...] = ()
+    """Low and high end of the main metric's 95 percent bootstrap interval where it has no values a query to draw."""
     instruction: str | None = None
     """The instruction that went before the queries; ``None``: the model's default."""
     seen_in_training: str = "unknown"
@@ -155,7 +157,7 @@ class Report:
 
 def task_from_mapping(raw: Mapping[str, Any]) -> TaskResult:
     """A task's result from the plain values that ``dataclasses.asdict`` gave."""
-    return TaskResult(**{**raw, "notes": tuple(raw.get("notes", ()))})
+    return TaskResult(**{**raw, "notes": tuple(raw.get("notes", ())), "interval": tuple(raw.get("interval", ()))})
 
 
 def library_versions(names: Iterable[str] = LIBRARIES) -> dict[str, str]:

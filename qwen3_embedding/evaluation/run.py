@@ -8,14 +8,17 @@ import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from qwen3_embedding.config import from_mapping
 from qwen3_embedding.errors import ConfigError, DataError
 from qwen3_embedding.evaluation.cache import ArrayCache, CachedEncoder, CachedScorer, check_same_model, identity
 from qwen3_embedding.evaluation.collection import TaskInfo, read_info
+from qwen3_embedding.evaluation.contamination import training_overlap
 from qwen3_embedding.evaluation.environment import commit, hardware
 from qwen3_embedding.evaluation.results import Report, TaskResult, library_versions, now
 from qwen3_embedding.evaluation.tasks import COLUMNS, Predictions, TaskScores, TaskSettings, data_hash, run_task
@@ -36,19 +39,26 @@ class Evaluation:
     environment: Mapping[str, Any]
     per_query: Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
     """Task → column → metric → query id → value; kept in files of their own."""
+    contamination: Mapping[str, float] = field(default_factory=dict)
+    """Task → share of its test texts found in the training records; empty where none were given."""
 
     def means(self) -> dict[str, dict[str, float]]:
-        """Kind → column → mean of the main metrics, over the tasks of that kind."""
+        """Kind → column → mean of the main metrics, over the tasks of that kind; no column of samples."""
         found: dict[str, dict[str, list[float]]] = {}
         for task in self.tasks:
-            for column, scores in task.scores.items():
+            whole = {column: scores for column, scores in task.scores.items() if not task.sampled(column)}
+            for column, scores in whole.items():
                 found.setdefault(task.kind, {}).setdefault(column, []).append(scores[task.main_metric])
         return {kind: {c: math.fsum(v) / len(v) for c, v in columns.items()} for kind, columns in found.items()}
 
     def mean(self, metric: str, kind: str = "retrieval") -> dict[str, float]:
         """Column → mean of a metric over the tasks of a kind; empty where there is no such task."""
         tasks = [task for task in self.tasks if task.kind == kind]
-        columns = [c for c in COLUMNS if tasks and all(metric in task.scores.get(c, {}) for task in tasks)]
+        columns = [
+            c
+            for c in COLUMNS
+            if tasks and all(metric in task.scores.get(c, {}) and not task.sampled(c) for task in tasks)
+        ]
         return {c: math.fsum(task.scores[c][metric] for task in tasks) / len(tasks) for c in columns}
 
     def to_mapping(self) -> dict[str, Any]:
@@ -60,6 +70,7 @@ class Evaluation:
             "settings": dict(self.settings),
             "environment": dict(self.environment),
             "means": self.means(),
+            "contamination": dict(self.contamination),
             "tasks": [asdict(task) for task in self.tasks],
         }
 
@@ -81,6 +92,7 @@ class Evaluation:
             hardware=self.environment["hardware"],
             created=self.environment["created"],
             seconds=math.fsum(task.seconds for task in self.tasks),
+            costs=_speeds(tasks, self.tasks, column),
         )
 
     def _task_result(self, task: TaskScores, column: str) -> TaskResult:
@@ -95,9 +107,22 @@ class Evaluation:
             samples=task.counts.get("queries", task.counts.get("pairs", task.counts.get("texts", 0))),
             subsets={language: {main: value} for language, value in task.per_language.get(column, {}).items()},
             per_query=per_query,
+            interval=() if per_query else tuple(task.intervals.get(column, ())),
             instruction=task.instruction,
+            contamination=self.contamination.get(task.name) if column != "bm25" else None,
             seconds=task.seconds,
         )
+
+
+def _speeds(tasks: Sequence[TaskResult], scores: Sequence[TaskScores], column: str) -> dict[str, float]:
+    """Median speeds over the tasks of a column, where they were measured."""
+    names = {task.name for task in tasks}
+    found = {}
+    for key, label in ((f"queries_per_s/{column}", "queries a second"), ("documents_per_s", "documents a second")):
+        values = [speed for task in scores if task.name in names and (speed := task.speed.get(key))]
+        if values and not (column == "bm25" and key == "documents_per_s"):
+            found[f"{label} (median over tasks)"] = median(values)
+    return found
 
 
 def metric_key(metric: str) -> str:
@@ -113,6 +138,7 @@ def evaluate(
     out: str | Path,
     cache: str | Path | None = None,
     log: Callable[[str], None] = lambda line: None,
+    training: Sequence[str | Path] = (),
 ) -> Evaluation:
     """Score the models on every task in the folders; what ``out`` holds already is not computed again.
 
@@ -124,6 +150,8 @@ def evaluate(
         out: gets ``report.json``, a report a column, and a folder a task with its scores and TREC run files.
         cache: file of the vectors and scores kept; ``None`` is ``cache.sqlite`` beside ``out``, shared by several runs.
         log: takes lines of progress.
+        training: record files, or folders of them, that the models learnt from: how much of the test texts they hold
+            is reported.
 
     Raises:
         DataError: data that cannot be read, lacks something, or changed since ``out`` was begun.
@@ -141,7 +169,7 @@ def evaluate(
     }
     _claim(out, plain)
     done: list[TaskScores] = []
-    sizes = [sum(path.stat().st_size for path in folder.rglob("*.*l") if path.is_file()) + 1 for folder, _ in tasks]
+    sizes = [_size(folder) for folder, _ in tasks]
     started, measured = time.perf_counter(), 0
     with ArrayCache(Path(cache) if cache else out.parent / "cache.sqlite") as arrays:
         if encoder is not None:
@@ -156,6 +184,10 @@ def evaluate(
             else:
                 log(f"[{number + 1}/{len(tasks)}] {info.name}: kept from an earlier run")
             done.append(scores)
+    overlap = {}
+    if training:
+        log("looking for the test texts in the training records")
+        overlap = training_overlap(tasks, training, settings.split)
     evaluation = Evaluation(
         embedder=encoder.name if encoder else None,
         reranker=scorer.name if scorer else None,
@@ -163,6 +195,7 @@ def evaluate(
         tasks=tuple(done),
         environment={"commit": commit(), "hardware": hardware(), "versions": library_versions(), "created": now()},
         per_query={task.name: _read_json(out / task.name / "per_query.json") for task in done},
+        contamination=overlap,
     )
     _write_json(out / "report.json", evaluation.to_mapping())
     for column in COLUMNS:
@@ -269,17 +302,23 @@ def _run(
 def write_runs(place: Path, predictions: Predictions) -> None:
     """The rankings as TREC run files, one a column: query, ``Q0``, document, rank, score, column."""
     for column, rankings in predictions.rankings.items():
-        lines = [
-            f"{_token(query)} Q0 {_token(document)} {rank} {score!r} {column}\n"
-            for query, ranking in rankings.items()
-            for rank, (document, score) in enumerate(ranking, start=1)
-        ]
-        _write_text(place / f"{column}.trec", "".join(lines))
+        parts = []
+        for query, ranking in rankings.items():
+            first = f"{_token(query)} Q0 "
+            parts += [f"{first}{_token(d)} {rank} {score!r} {column}\n" for rank, (d, score) in enumerate(ranking, 1)]
+        _write_text(place / f"{column}.trec", "".join(parts))
 
 
+@lru_cache(maxsize=1 << 18)
 def _token(identity_: str) -> str:
     """White space would split the columns of a run file; it is spelt as in URLs."""
     return re.sub(r"[\s%]", lambda match: "".join(f"%{byte:02X}" for byte in match.group().encode()), identity_)
+
+
+def _size(folder: Path) -> int:
+    """Bytes of a task's texts: what its time goes with."""
+    files = [path for path in folder.glob("*") if path.suffix in (".jsonl", ".tsv") and path.is_file()]
+    return sum(path.stat().st_size for path in files) + 1
 
 
 def _left(started: float, measured: int, rest: int) -> str:

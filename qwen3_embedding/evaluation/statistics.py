@@ -22,6 +22,8 @@ FloatVector = npt.NDArray[np.float64]
 _CHUNK = 4_000_000
 _EXACT_UP_TO = 14
 """So many non-zero differences have at most 16,384 sign patterns: all are tried."""
+PAIR_RESAMPLES = 1000
+"""Draws where every one is a whole metric over pairs, such as a rank correlation."""
 _SAME = 1e-12
 """Statistics nearer than this are equal: sums of the same numbers in another order."""
 
@@ -81,6 +83,47 @@ def bootstrap_interval(
     means_R = _resampled_means(values_N, resamples, np.random.default_rng(seed))
     low, high = _percentiles(means_R, level)
     return Interval(float(values_N.mean()), low, high, len(values_N))
+
+
+def resampled_scores(
+    score: Callable[[npt.NDArray[np.int64]], float], count: int, resamples: int = PAIR_RESAMPLES, seed: int = 0
+) -> FloatVector:
+    """A metric on samples of ``count`` rows drawn with replacement: what a bootstrap interval is cut from.
+
+    Args:
+        score: row numbers of a sample → its metric.
+        count: how many rows there are.
+        resamples: how many samples.
+        seed: of the draws.
+
+    Returns:
+        (resamples,) values; NaN where a sample has none (all its labels alike, say).
+    """
+    rng = np.random.default_rng(seed)
+    values_R = np.empty(resamples)
+    for number in range(resamples):
+        try:
+            values_R[number] = score(rng.integers(0, count, size=count))
+        except ValueError:
+            values_R[number] = np.nan
+    return values_R
+
+
+def mean_interval(samples: Sequence[Sequence[float]], resamples: int = 10_000, seed: int = 0) -> Interval:
+    """Interval of a mean over tasks: each task's queries are drawn anew within the task.
+
+    Args:
+        samples: values a query, task by task.
+        resamples: how many draws.
+        seed: of the draws.
+    """
+    rng = np.random.default_rng(seed)
+    means_R = np.zeros(resamples)
+    for values in samples:
+        means_R += _resampled_means(_values(values), resamples, rng)
+    low, high = _percentiles(means_R / len(samples), 0.95)
+    value = math.fsum(math.fsum(values) / len(values) for values in samples) / len(samples)
+    return Interval(value, low, high, len(samples))
 
 
 def randomisation_p_value(differences: Sequence[float] | FloatVector, resamples: int = 10_000, seed: int = 0) -> float:

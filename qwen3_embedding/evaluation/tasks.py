@@ -10,31 +10,29 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
+from qwen3_embedding.errors import DataError
 from qwen3_embedding.evaluation.cache import CachedEncoder, CachedScorer
 from qwen3_embedding.evaluation.collection import (
+    RANKING_KINDS,
     Collection,
     TaskInfo,
+    metric_name,
     read_collection,
     read_info,
-    read_labelled,
-    read_pairs,
 )
+from qwen3_embedding.evaluation.comparing import compare
+from qwen3_embedding.evaluation.following import following_scores, halves
 from qwen3_embedding.evaluation.metrics import (
     RANKING_METRICS,
-    RankingScores,
-    average_precision,
-    bitext_scores,
-    classification_scores,
-    clustering_scores,
     evaluate_run,
-    spearman,
 )
+from qwen3_embedding.evaluation.statistics import bootstrap_interval
 from qwen3_embedding.retrieval.analysis import analyze
 from qwen3_embedding.retrieval.bm25 import Bm25
 from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first
@@ -63,11 +61,13 @@ class TaskSettings:
     """Instead of the task's own; ``""`` for none."""
     max_queries: int | None = None
     """A fixed random sample of the queries, for a quick look; scores of samples are no benchmark results."""
+    rerank_queries: int | None = None
+    """The reranker orders the documents of a fixed random sample of the queries only; its column is over those."""
     split: str = "test"
     fusion: Fusion = field(default_factory=Fusion)
 
     def __post_init__(self) -> None:
-        for name in ("candidates", "depth", "max_queries"):
+        for name in ("candidates", "depth", "max_queries", "rerank_queries"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}; wanted 1 or more")
@@ -90,9 +90,15 @@ class TaskScores:
     scores: dict[str, dict[str, float]]
     per_language: dict[str, dict[str, float]] = field(default_factory=dict)
     """Column → language → main metric."""
+    intervals: dict[str, list[float]] = field(default_factory=dict)
+    """Column → low and high end of the main metric's 95 percent bootstrap interval; none for a clustering."""
     speed: dict[str, float | None] = field(default_factory=dict)
     """``documents_per_s`` and, a column, ``queries_per_s/…``; ``None`` where vectors came from the cache."""
     seconds: float = 0.0
+
+    def sampled(self, column: str) -> bool:
+        """Whether the column is over fewer queries than the others: no figure to set beside theirs."""
+        return column == "reranker" and self.counts.get("reranked_queries", 0) < self.counts.get("queries", 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,19 +132,31 @@ def run_task(
     definition = data_hash(folder)
     task = settings.instruction if settings.instruction is not None else info.instruction
     predictions = Predictions()
-    if info.kind in ("retrieval", "reranking"):
-        collection = sample_queries(read_collection(folder, settings.split), settings.max_queries)
+    if info.kind in RANKING_KINDS:
+        collection = sample_queries(_collection(folder, info, settings.split), settings.max_queries)
         counts, scores, languages, speed, predictions = _rank(info, collection, encoder, scorer, settings, task, log)
+        intervals = _query_intervals(predictions, metric_name(info.main_metric))
     elif encoder is None:
         raise ValueError(f"{info.name} is a {info.kind} task and needs an embedder")
     else:
-        counts, scores, languages = _compare(folder, info, encoder, settings, task)
+        counts, scores, languages, intervals = compare(folder, info, encoder, settings.dimensions, task)
         speed = {"queries_per_s/embedder": encoder.queries.rate}
     result = TaskScores(
-        info.name, info.kind, _metric_name(info.main_metric), list(info.languages), task, definition, counts, scores,
-        languages, speed, time.perf_counter() - started,
+        info.name, info.kind, metric_name(info.main_metric), list(info.languages), task, definition, counts, scores,
+        languages, intervals, speed, time.perf_counter() - started,
     )  # fmt: skip
     return result, predictions
+
+
+def _collection(folder: Path, info: TaskInfo, split: str) -> Collection:
+    collection = read_collection(folder, split)
+    if info.kind != "instruction_following":
+        return replace(collection, changed=None)
+    if collection.changed is None:
+        raise DataError(
+            f"{folder / 'changed.jsonl'}: no such file; p-MRR needs to know what the changed instruction drops"
+        )
+    return collection
 
 
 def data_hash(folder: Path) -> str:
@@ -153,13 +171,17 @@ def data_hash(folder: Path) -> str:
 
 def sample_queries(collection: Collection, count: int | None) -> Collection:
     """A random sample of the queries, the same in every run; all of them where ``count`` is ``None`` or more."""
-    if count is None or count >= len(collection.queries):
+    if count is None or count >= len(collection.changed or collection.queries):
         return collection
-    by_hash = sorted(collection.queries, key=lambda query: hashlib.sha256(query.encode()).digest())
-    chosen = set(by_hash[:count])
+    by_hash = sorted(
+        collection.changed or collection.queries, key=lambda query: hashlib.sha256(query.encode()).digest()
+    )
+    kept = by_hash[:count]
+    chosen = set(kept if collection.changed is None else [f"{q}{end}" for q in kept for end in ("-og", "-changed")])
     queries = {query: text for query, text in collection.queries.items() if query in chosen}
     qrels = {query: grades for query, grades in collection.qrels.items() if query in chosen}
-    return Collection(collection.documents, queries, qrels, collection.candidates, collection.violations)
+    changed = None if collection.changed is None else {query: collection.changed[query] for query in kept}
+    return replace(collection, queries=queries, qrels=qrels, changed=changed)
 
 
 class _Legs:
@@ -196,7 +218,7 @@ class _Legs:
         }
 
     def dense(self, documents_ND: FloatArray, queries_QD: FloatArray) -> Rankings:
-        """Cosine similarity."""
+        """Cosine similarity, query by query as the exact index has it, so that equal scores stay equal."""
         return {
             query: self._top(query, np.asarray(documents_ND @ vector_D, dtype=np.float32), -np.inf)
             for query, vector_D in zip(self.collection.queries, queries_QD, strict=True)
@@ -231,21 +253,24 @@ def _rank(
         seconds["embedder"] = time.perf_counter() - started
         rankings["hybrid"] = _fuse(rankings["embedder"], rankings["bm25"], settings)
         seconds["hybrid"] = seconds["bm25"] + time.perf_counter() - started
+    part, before = collection, None
     if scorer is not None:
         first = settings.first_stage if settings.first_stage in rankings else "bm25"
-        rankings["reranker"] = _rerank(rankings[first], collection, scorer, settings, task, log, info.name)
+        part = sample_queries(collection, settings.rerank_queries)
+        before = {query: rankings[first][query] for query in part.queries}
+        rankings["reranker"] = _rerank(before, part, scorer, settings, task, log, info.name)
         seconds["reranker"] = seconds[first]
     scores: dict[str, dict[str, float]] = {}
     languages: dict[str, dict[str, float]] = {}
     per_query: dict[str, dict[str, dict[str, float]]] = {}
-    main = _metric_name(info.main_metric)
-    metrics = list(dict.fromkeys([main, *_metrics(info)]))
+    main, metrics = metric_name(info.main_metric), _metrics(info)
     for column, ranking in rankings.items():
-        found = evaluate_run(collection.qrels, _as_run(ranking), metrics)
-        scores[column] = found.mean | _satisfied(ranking, collection)
-        per_query[column] = {metric: dict(values) for metric, values in found.per_query.items()}
-        languages[column] = _by_language(found, main, info)
+        scores[column], per_query[column] = _score(ranking, part if column == "reranker" else collection, metrics)
+        languages[column] = _by_language(per_query[column], main, info)
     counts = {"documents": len(collection.documents), "queries": len(collection.queries)}
+    if before is not None:
+        scores["reranker"][f"{main}_before"] = _score(before, part, metrics)[0][main]
+        counts["reranked_queries"] = len(before)
     speed = _speeds(seconds, len(collection.queries), encoder, scorer, settings)
     return counts, scores, languages, speed, Predictions(rankings, per_query)
 
@@ -278,42 +303,12 @@ def _rerank(
     return reranked
 
 
-def _compare(
-    folder: Path, info: TaskInfo, encoder: CachedEncoder, settings: TaskSettings, task: str | None
-) -> tuple[dict[str, int], dict[str, dict[str, float]], dict[str, dict[str, float]]]:
-    """The tasks that compare vectors with each other or with labels."""
-
-    def embed(texts: Sequence[str]) -> FloatArray:
-        return encoder.embed_queries(texts, task, dimensions=settings.dimensions)
-
-    if info.kind in ("classification", "clustering"):
-        test = read_labelled(folder / "test.jsonl")
-        if info.kind == "clustering":
-            scores = clustering_scores(embed(test.texts), test.labels)
-            return {"texts": len(test.texts)}, {"embedder": scores}, {}
-        train = read_labelled(folder / "train.jsonl")
-        scores = classification_scores(embed(train.texts), train.labels, embed(test.texts), test.labels)
-        return {"train": len(train.texts), "texts": len(test.texts)}, {"embedder": scores}, {}
-    pairs = read_pairs(folder, info.kind)
-    left_ND = embed(pairs.left)
-    right_ND = (
-        encoder.embed_documents(pairs.right, settings.dimensions) if info.kind == "bitext" else embed(pairs.right)
-    )
-    groups = _groups(pairs.languages)
-    values_N = np.array(pairs.values)
-    per_group: dict[str, dict[str, float]] = {}
-    for language, rows in groups.items():
-        if info.kind == "bitext":
-            per_group[language] = bitext_scores(left_ND[rows], right_ND[rows])
-        else:
-            cosines_N = np.einsum("nd,nd->n", left_ND[rows], right_ND[rows])
-            score = spearman if info.kind == "sts" else average_precision
-            per_group[language] = {_metric_name(info.main_metric): score(cosines_N, values_N[rows])}
-    main = _metric_name(info.main_metric)
-    names = list(next(iter(per_group.values())))
-    means = {name: math.fsum(found[name] for found in per_group.values()) / len(per_group) for name in names}
-    languages = {language: found[main] for language, found in per_group.items()} if len(groups) > 1 else {}
-    return {"pairs": len(pairs.left)}, {"embedder": means}, {"embedder": languages} if languages else {}
+def _query_intervals(predictions: Predictions, main: str) -> dict[str, list[float]]:
+    found = {}
+    for column, metrics in predictions.per_query.items():
+        interval = bootstrap_interval([value for _, value in sorted(metrics[main].items())])
+        found[column] = [interval.low, interval.high]
+    return found
 
 
 def _groups(languages: Sequence[str]) -> dict[str, list[int]]:
@@ -323,26 +318,47 @@ def _groups(languages: Sequence[str]) -> dict[str, list[int]]:
     return groups
 
 
+def _score(
+    rankings: Rankings, collection: Collection, metrics: Sequence[str]
+) -> tuple[dict[str, float], dict[str, dict[str, float]]]:
+    """Means, and metric → query id → value."""
+    found = evaluate_run(collection.qrels, _as_run(rankings), metrics)
+    per_query = {metric: dict(values) for metric, values in found.per_query.items()}
+    if collection.changed is None:
+        return found.mean | _satisfied(rankings, collection), per_query
+    per_query["p_mrr"] = following_scores(rankings, collection.changed)
+    return _followed(per_query), per_query
+
+
 def _as_run(rankings: Rankings) -> dict[str, dict[str, float]]:
     return {query: dict(ranking) for query, ranking in rankings.items()}
 
 
-def _metric_name(name: str) -> str:
-    """``spearman``, ``average_precision`` and the like as they are; ranking metrics in lower case."""
-    return name.lower().replace(" ", "_")
-
-
 def _metrics(info: TaskInfo) -> list[str]:
-    """Recall says nothing where every candidate is ranked."""
+    """The main one first. Recall says nothing where every candidate is ranked."""
+    found = list(RANKING_METRICS)
     if info.kind == "reranking":
-        return [metric for metric in RANKING_METRICS if not metric.startswith("recall")]
-    return [*RANKING_METRICS, "recall@20"] if len(info.languages) > 2 else list(RANKING_METRICS)
+        found = [metric for metric in RANKING_METRICS if not metric.startswith("recall")]
+    elif info.kind == "instruction_following":
+        return ["ndcg@5", *found]
+    elif len(info.languages) > 2:
+        found.append("recall@20")
+    return list(dict.fromkeys([metric_name(info.main_metric), *found]))
 
 
-def _by_language(found: RankingScores, metric: str, info: TaskInfo) -> dict[str, float]:
+def _followed(per_query: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """p-MRR, and each ranking metric under the original and the changed instructions apart."""
+    scores = {"p_mrr": math.fsum(per_query["p_mrr"].values()) / len(per_query["p_mrr"])}
+    for metric, values in per_query.items():
+        if metric != "p_mrr":
+            scores |= {f"{metric}_{name}": value for name, value in halves(values).items()}
+    return scores
+
+
+def _by_language(per_query: Mapping[str, Mapping[str, float]], metric: str, info: TaskInfo) -> dict[str, float]:
     """Means by the language that the query's id begins with, where ids do."""
     groups: dict[str, list[float]] = {}
-    for query, value in found.per_query[metric].items():
+    for query, value in per_query[metric].items():
         groups.setdefault(query.split("-")[0], []).append(value)
     if len(groups) < 2 or not set(groups) <= set(info.languages):
         return {}
@@ -354,13 +370,14 @@ def _satisfied(rankings: Rankings, collection: Collection) -> dict[str, float]:
     if not collection.violations:
         return {}
     right = 0
-    for query, opposite in collection.violations.items():
+    opposites = {query: lists for query, lists in collection.violations.items() if query in rankings}
+    for query, opposite in opposites.items():
         place = {document: number for number, (document, _) in enumerate(rankings[query])}
         grades = collection.qrels[query]
         best = [document for document, grade in grades.items() if grade == max(grades.values())]
         last = len(place)
         right += min(place.get(d, last) for d in best) < min((place.get(d, last) for d in opposite), default=last)
-    return {"satisfied_above_violating": right / len(collection.violations)}
+    return {"satisfied_above_violating": right / len(opposites)}
 
 
 def _speeds(
@@ -384,8 +401,3 @@ def _speeds(
         speed[f"queries_per_s/{column}"] = 1 / per_query if per_query else None
     speed["documents_per_s"] = encoder.documents.rate if encoder else None
     return speed
-
-
-def jsonable(result: TaskScores) -> dict[str, Any]:
-    """The result as plain values."""
-    return {name: getattr(result, name) for name in TaskScores.__slots__}

@@ -18,6 +18,7 @@ Encoding = Literal["float", "base64"]
 MIN_DIMENSIONS = 32
 """The smallest size the published models were trained for."""
 NPY, RAW, ARROW = "application/x-npy", "application/octet-stream", "application/vnd.apache.arrow.stream"
+BINARY = (NPY, RAW, ARROW)
 
 
 def check_vectors(dimensions: int | None, precision: str, full: int) -> None:
@@ -56,7 +57,7 @@ def matrix_response(vectors: Vectors, accept: str) -> Response | None:
     ``application/x-npy`` is numpy's file format, ``application/octet-stream`` the little-endian bytes row by row (shape
     and type in headers), ``application/vnd.apache.arrow.stream`` an Arrow stream with one column ``vector``.
     """
-    kind = next((kind for kind in (NPY, RAW, ARROW) if kind in accept), None)
+    kind = next((kind for kind in BINARY if kind in accept), None)
     if kind is None:
         return None
     headers = {"x-shape": ",".join(map(str, vectors.shape)), "x-dtype": str(vectors.dtype)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel
-from starlette.responses import Response
+from starlette.responses import JSONResponse, Response
 
 from qwen3_embedding.serving.dialects import Dialect
 from qwen3_embedding.serving.requests import Body, Call, endpoint, parse, read_json, unless_gone
@@ -39,7 +39,9 @@ class Doc:
     tag: str
     summary: str
     answer: dict[str, Any]
-    """JSON schema of the answer."""
+    """JSON schema of the answer; empty where the answer has no body."""
+    binary: tuple[str, ...] = ()
+    """Media types in which the answer also comes, by ``Accept``."""
 
 
 def post(
@@ -79,7 +81,7 @@ def add_post(app: FastAPI, path: str, run: Any, models: tuple[type[BaseModel], .
         summary=doc.summary,
         tags=[doc.tag],
         name=f"{doc.tag} {path}",
-        responses={200: {"content": {"application/json": {"schema": doc.answer}}}, **_errors()},
+        responses={200: {"content": {"application/json": {"schema": doc.answer}} | _binary(doc)}, **_errors()},
         openapi_extra={"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}},
     )
 
@@ -95,17 +97,25 @@ def get(
     media_type: str = "application/json",
 ) -> None:
     """Serve ``handle`` under each path; ``open_to_all`` needs no key."""
+    good: dict[str, Any] = (
+        {"content": {media_type: {"schema": doc.answer}}} if doc.answer else {"description": "Empty."}
+    )
     for path in paths:
         app.add_api_route(
             path,
             endpoint(server, path, dialect, handle, open_to_all),
             methods=["GET"],
             response_model=None,
+            response_class=JSONResponse if doc.answer else Response,
             summary=doc.summary,
             tags=[doc.tag],
             name=f"{doc.tag} {path}",
-            responses={200: {"content": {media_type: {"schema": doc.answer}}}, **_errors(401, 404, 500, 503)},
+            responses={200: good, **_errors(401, 404, 500, 503)},
         )
+
+
+def _binary(doc: Doc) -> dict[str, Any]:
+    return {media: {"schema": {"type": "string", "format": "binary"}} for media in doc.binary}
 
 
 def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

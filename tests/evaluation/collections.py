@@ -79,3 +79,30 @@ def write_every_kind(root: Path) -> Path:
     write_info(root / "clustering", "clustering", "v_measure")
     write_jsonl(root / "clustering" / "test.jsonl", texts)
     return root
+
+
+def write_following(folder: Path, candidates: bool = True) -> Path:
+    """Three queries, each under an original and a changed instruction, in FollowIR's manner."""
+    write_info(folder, "instruction_following", "p-MRR", languages=["en"])
+    words = WORDS["en"]
+    documents = {f"d{n}": f"{words[n % 8]} {words[(n + 1) % 8]} {words[(n * 3) % 8]}" for n in range(16)}
+    write_jsonl(folder / "corpus.jsonl", ({"_id": one, "text": text} for one, text in documents.items()))
+    queries, rows, pools = [], [("query-id", "corpus-id", "score")], []
+    changed = {"q1": ["d0", "d1"], "q2": ["d3"], "q3": ["d5", "d6", "d2"]}
+    for number, (query, dropped) in enumerate(changed.items()):
+        text, avoided = f"{words[number * 2]} {words[number * 2 + 1]}", words[number * 2 + 2]
+        for ending, instruction in (
+            ("og", "find documents about both"),
+            ("changed", f"leave out documents about {avoided}"),
+        ):
+            queries.append({"_id": f"{query}-{ending}", "text": text, "instruction": instruction})
+            kept = [*dropped, f"d{number + 8}"] if ending == "og" else [f"d{number + 8}"]
+            rows += [(f"{query}-{ending}", document, "1") for document in kept]
+            rows += [(f"{query}-{ending}", document, "0") for document in dropped if document not in kept]
+            pools.append({"_id": f"{query}-{ending}", "candidates": list(documents)[: 12 + number]})
+    write_jsonl(folder / "queries.jsonl", queries)
+    write_tsv(folder / "qrels" / "test.tsv", rows)
+    write_jsonl(folder / "changed.jsonl", ({"_id": query, "changed": dropped} for query, dropped in changed.items()))
+    if candidates:
+        write_jsonl(folder / "candidates.jsonl", pools)
+    return folder

@@ -22,7 +22,7 @@ with warnings.catch_warnings():
     from mteb.mocks.mock_tasks.pair_classification import MockPairClassificationTask
     from mteb.mocks.mock_tasks.sts import MockSTSTask
 
-from qwen3_embedding.errors import NumericalError
+from qwen3_embedding.errors import DataError, NumericalError
 from qwen3_embedding.evaluation.collection import read_collection
 from qwen3_embedding.evaluation.following import p_mrr
 from qwen3_embedding.evaluation.metrics import average_precision, bitext_scores, evaluate_run, spearman
@@ -33,9 +33,11 @@ from qwen3_embedding.evaluation.mteb import (
     benchmark_tasks,
     evaluate_encoder,
     evaluate_reranker,
+    evaluate_stages,
     local_task,
 )
 from qwen3_embedding.evaluation.protocols import few_shot_classification, resampled_clustering
+from qwen3_embedding.evaluation.results import Report
 from qwen3_embedding.evaluation.run import evaluate
 from qwen3_embedding.evaluation.tasks import TaskSettings
 from qwen3_embedding.inference.embedder import Embedder
@@ -212,6 +214,60 @@ def test_two_stages(folder: Path, tmp_path: Path) -> None:
     assert report.settings["candidates"] == 20
     with pytest.raises(FileNotFoundError):
         evaluate_reranker(scorer, [local_task(folder)], tmp_path / "nothing", encoder.name)
+
+
+def test_one_call_for_both_stages_resumes(folder: Path, tmp_path: Path) -> None:
+    def tasks(types: Any) -> list[Any]:
+        return [local_task(folder)]
+
+    lines: list[str] = []
+    encoder, scorer = WordEncoder(), WordScorer()
+    first, second = evaluate_stages(tasks, encoder, scorer, tmp_path / "out", candidates=20, log=lines.append)
+    assert (tmp_path / "out" / "embedder.json").exists()
+    assert Report.load(tmp_path / "out" / "reranker.json").scores() == second.scores()
+    assert first.hardware
+    assert len(scorer.calls) == 25 * 20
+    assert lines == ["[1/1] tiny (Retrieval)"] * 2
+    again = WordEncoder(), WordScorer()
+    assert [one.scores() for one in evaluate_stages(tasks, *again, tmp_path / "out", candidates=20)] == [
+        first.scores(),
+        second.scores(),
+    ]
+    assert not again[0].seen
+    assert not again[1].calls
+
+
+def test_killed_within_a_task_embeds_nothing_twice(folder: Path, tmp_path: Path) -> None:
+    class Dies(WordEncoder):
+        def embed_documents(self, texts: Any, *more: Any, **named: Any) -> FloatArray:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_stages(lambda types: [local_task(folder)], Dies(), None, tmp_path / "out")
+    after = WordEncoder()
+    evaluate_stages(lambda types: [local_task(folder)], after, None, tmp_path / "out")
+    assert {side for side, _ in after.seen} <= {None, "Find it"}
+    assert sum(side is None for side, _ in after.seen) == len(set(read_collection(folder).documents.values()))
+
+
+def test_public_data_that_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Nowhere:
+        metadata = mteb.get_task("SCIDOCS").metadata
+
+    def refused(*arguments: Any, **named: Any) -> Any:
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(mteb, "evaluate", refused)
+    with pytest.raises(DataError, match=r"SCIDOCS: its data mteb/scidocs cannot be had .* Hugging Face hub"):
+        evaluate_encoder(WordEncoder(), [Nowhere()])
+
+
+def test_a_part_of_a_benchmark() -> None:
+    (task,) = benchmark_tasks("MTEB(eng, v2)", names=["SCIDOCS"])
+    assert task.metadata.name == "SCIDOCS"
+    assert benchmark_tasks("MTEB(eng, v2)", names=["SCIDOCS"], types=["STS"]) == []
+    with pytest.raises(ValueError, match="'Poetry' is no task of MTEB"):
+        benchmark_tasks("MTEB(eng, v2)", names=["Poetry"])
 
 
 def test_kept_results_are_used_and_never_mixed(folder: Path, tmp_path: Path) -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +15,13 @@ import pytest
 from typer.testing import CliRunner
 
 from qwen3_embedding.cli import app
+from qwen3_embedding.data.files import write_records
+from qwen3_embedding.data.record import Record
 from qwen3_embedding.errors import DataError
 from qwen3_embedding.evaluation.metrics import evaluate_run
 from qwen3_embedding.evaluation.results import Report
-from qwen3_embedding.evaluation.run import Evaluation, evaluate, find_tasks
+from qwen3_embedding.evaluation.run import Evaluation, _left, _size, evaluate, find_tasks
+from qwen3_embedding.evaluation.scoreboard import Board, to_markdown
 from qwen3_embedding.evaluation.tasks import TaskSettings
 from tests.evaluation.collections import write_every_kind, write_retrieval
 from tests.support.hashing import HashEncoder, OverlapScorer
@@ -63,6 +70,55 @@ def test_killed_and_resumed_gives_the_same_report(tasks: Path, tmp_path: Path) -
         assert again.calls == [("documents", 1)]  # whether it is still the same model
 
 
+SLOW = """
+import sys, time
+from pathlib import Path
+from qwen3_embedding.evaluation.run import evaluate
+from qwen3_embedding.evaluation.tasks import TaskSettings
+from tests.support.hashing import HashEncoder, OverlapScorer
+
+class Slow(HashEncoder):
+    def _embed(self, texts, dimensions):
+        time.sleep(0.1)
+        return super()._embed(texts, dimensions)
+
+evaluate([sys.argv[1]], Slow(), OverlapScorer(), TaskSettings(candidates=5), sys.argv[2])
+"""
+
+
+def test_kill_9_and_resumed_leaves_the_same_files(tasks: Path, tmp_path: Path) -> None:
+    whole, out = tmp_path / "whole" / "out", tmp_path / "killed" / "out"
+    evaluate([tasks], HashEncoder(), OverlapScorer(), SETTINGS, whole)
+    process = subprocess.Popen([sys.executable, "-c", SLOW, str(tasks), str(out)])
+    try:
+        deadline = time.monotonic() + 120
+        while not (out / "clustering" / "scores.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "report.json").exists()
+    lines: list[str] = []
+    evaluate([tasks], HashEncoder(), OverlapScorer(), SETTINGS, out, log=lines.append)
+    assert sum("kept from an earlier run" in line for line in lines) >= 3
+    for path in sorted(whole.rglob("*")):
+        if path.suffix == ".trec" or path.name == "per_query.json":
+            assert (out / path.relative_to(whole)).read_bytes() == path.read_bytes(), path
+    assert untimed(out / "report.json") == untimed(whole / "report.json")
+    assert not list(out.rglob("*.part"))
+
+
+def untimed(path: Path) -> Any:
+    """A report without what no two runs share: clocks and speeds."""
+    report = json.loads(path.read_text())
+    del report["environment"]["created"]
+    for task in report["tasks"]:
+        del task["seconds"], task["speed"]
+    return report
+
+
 def test_what_is_written(tasks: Path, tmp_path: Path) -> None:
     evaluation = evaluate([tasks], HashEncoder(), OverlapScorer(), SETTINGS, tmp_path / "out")
     written = json.loads((tmp_path / "out" / "report.json").read_text())
@@ -98,6 +154,35 @@ def test_changed_data_and_other_settings_are_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace("river", "stream"))
     with pytest.raises(DataError, match="the data changed"):
         evaluate([folder], HashEncoder(), None, SETTINGS, tmp_path / "out")
+
+
+def test_test_texts_in_the_training_records_are_counted(tasks: Path, tmp_path: Path) -> None:
+    records = [
+        Record("RIVER?", ("river  alphabet",), "retrieval", "s"),  # a query of the retrieval task, written otherwise
+        Record("something", ("kilometre kilogram garden 2", "bridge a"), "retrieval", "s"),
+    ]
+    write_records(tmp_path / "train" / "one.jsonl", records)
+    folders = [tasks / name for name in ("retrieval", "bitext", "clustering")]
+    evaluation = evaluate(folders, HashEncoder(), None, SETTINGS, tmp_path / "out", training=[tmp_path / "train"])
+    assert evaluation.contamination == {"retrieval": 1 / 24, "bitext": 1 / 24, "clustering": 1 / 72}
+    assert evaluation.report("embedder").task("bitext").contamination == 1 / 24
+    assert evaluation.report("bm25").task("retrieval").contamination is None
+    markdown = to_markdown(Board.read(tmp_path / "out"))
+    assert markdown.count("| 4.2 % |") == 2
+    assert "in training" in markdown
+    with pytest.raises(DataError, match="no record files"):
+        evaluate(folders, HashEncoder(), None, SETTINGS, tmp_path / "out", training=[tmp_path / "nothing"])
+
+
+def test_the_time_left_goes_with_the_texts_of_every_kind(tasks: Path) -> None:
+    for kind in ("sts", "retrieval", "clustering"):
+        size = _size(tasks / kind)
+        assert size > sum(path.stat().st_size for path in (tasks / kind).glob("*.*") if path.suffix != ".json")
+        assert size < 20_000
+    started = time.perf_counter() - 10  # a fifth of the bytes took ten seconds
+    assert _left(started, 100, 400) == ", about 40 s left"
+    assert _left(started, 100, 4000) == ", about 7 min left"
+    assert _left(started, 0, 400) == ""
 
 
 def test_torn_results_are_named(tmp_path: Path) -> None:

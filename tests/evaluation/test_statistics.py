@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from qwen3_embedding.evaluation.following import p_mrr
+from qwen3_embedding.evaluation.metrics import average_precision, spearman
 from qwen3_embedding.evaluation.results import Report, TaskResult
 from qwen3_embedding.evaluation.statistics import (
     bootstrap_interval,
@@ -19,7 +20,9 @@ from qwen3_embedding.evaluation.statistics import (
     contamination,
     declared_training,
     holm,
+    mean_interval,
     randomisation_p_value,
+    resampled_scores,
     with_provenance,
 )
 
@@ -207,3 +210,42 @@ def test_p_mrr_does_not_move_with_the_order_of_insertion() -> None:
 def test_p_mrr_refuses(original: dict, changed: dict, documents: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         p_mrr(original, changed, documents)
+
+
+def test_intervals_of_whole_metrics_agree_with_scipy() -> None:
+    """Spearman's correlation over pairs drawn anew, against scipy's paired bootstrap."""
+    rng = np.random.default_rng(2)
+    left = rng.normal(size=150)
+    right = left + rng.normal(size=150)
+    values = resampled_scores(lambda rows: spearman(left[rows], right[rows]), 150, seed=5)
+    low, high = np.quantile(values, [0.025, 0.975])
+    theirs = stats.bootstrap(
+        (left, right),
+        lambda a, b: stats.spearmanr(a, b).statistic,
+        paired=True,
+        vectorized=False,
+        n_resamples=1000,
+        method="percentile",
+        rng=np.random.default_rng(8),
+    ).confidence_interval
+    assert low == pytest.approx(theirs.low, abs=0.02)
+    assert high == pytest.approx(theirs.high, abs=0.02)
+    assert np.array_equal(values, resampled_scores(lambda rows: spearman(left[rows], right[rows]), 150, seed=5))
+
+
+def test_samples_without_a_metric_are_nan() -> None:
+    labels = np.array([1, 0, 0, 0])
+    values = resampled_scores(lambda rows: average_precision(labels[rows] * 1.0, labels[rows]), 4, resamples=200)
+    assert 0.2 < np.isnan(values).mean() < 0.5  # no 1 in four draws: 0.75 ** 4 = 0.32
+    assert set(values[~np.isnan(values)]) == {1.0}
+
+
+def test_mean_over_tasks_has_narrower_intervals_than_its_parts() -> None:
+    rng = np.random.default_rng(4)
+    samples = [rng.random(80).tolist() for _ in range(6)]
+    whole = mean_interval(samples)
+    assert whole.value == pytest.approx(np.mean([np.mean(values) for values in samples]))
+    assert whole.low < whole.value < whole.high
+    part = bootstrap_interval(samples[0])
+    assert (part.high - part.low) / (whole.high - whole.low) == pytest.approx(math.sqrt(6), rel=0.25)
+    assert mean_interval(samples[:1]).low == pytest.approx(part.low, abs=2e-3)

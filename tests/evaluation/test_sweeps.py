@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from qwen3_embedding.cli import app
 from qwen3_embedding.evaluation.collection import Collection
 from qwen3_embedding.evaluation.figures import save_figure
 from qwen3_embedding.evaluation.sweeps import (
@@ -133,17 +133,17 @@ def test_command_line(tmp_path: Path, embedder_folder: Path) -> None:
     queries = [json.dumps({"_id": f"q{i}", "text": f"number {i}"}) for i in range(6)]
     (place / "queries.jsonl").write_text("\n".join(queries))
     (place / "qrels" / "test.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(6)))
-    run = [sys.executable, "-m", "qwen3_embedding", "sweep", str(place), "--embedder", str(embedder_folder), "--json"]
-    out = subprocess.run([*run, "--figure", str(tmp_path / "f")], capture_output=True, text=True, check=True)
-    cells = json.loads(out.stdout)
+    run = [str(place), "--embedder", str(embedder_folder), "--json"]
+
+    def sweep(*more: str) -> Any:
+        return CliRunner().invoke(app, ["sweep", *run, *more])
+
+    cells = json.loads(sweep("--figure", str(tmp_path / "f")).stdout)
     assert {cell["precision"] for cell in cells} == {"float32", "int8", "binary"}
     assert cells[-3]["kept"] == 1.0
     assert (tmp_path / "f" / "sweep.svg").exists()
-    out = subprocess.run([*run, "--instructions"], capture_output=True, text=True, check=True)
-    assert [result["name"] for result in json.loads(out.stdout)][:2] == ["tuned", "paraphrase 1"]
-    bad = subprocess.run([*run, "--precision", "int3"], capture_output=True, text=True, check=False)
-    assert bad.returncode == 2
-    assert "precision='int3'" in bad.stderr
+    assert [result["name"] for result in json.loads(sweep("--instructions").stdout)][:2] == ["tuned", "paraphrase 1"]
+    assert "precision='int3'" in str(sweep("--precision", "int3").exception)
 
 
 def test_what_is_refused() -> None:

@@ -15,6 +15,9 @@ def test_the_page_needs_nothing_from_outside(http: httpx.Client, path: str) -> N
     assert answer.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert "connect-src 'self'" in answer.headers["content-security-policy"]
+    assert "script-src 'sha256-" in answer.headers["content-security-policy"]
+    assert "{{" not in page
+    assert len(page) < 100_000
     for link in re.findall(r"""(?:src|href)=["']([^"']+)""", page):
         assert link.startswith(("data:", "/")), link
     assert not re.findall(r"innerHTML|outerHTML|document\.write|eval\(", page)  # texts are shown as text only
@@ -32,5 +35,6 @@ def test_every_element_that_the_script_names_is_there(http: httpx.Client) -> Non
     page = http.get("/").text
     named = set(re.findall(r"""\$\("([a-z-]+)"\)""", page))
     ids = set(re.findall(r"""\sid="([a-z-]+)""", page))
-    assert named <= ids
+    made = set(re.findall(r"""\bid: "([a-z-]+)\"""", page))
+    assert named <= ids | made
     assert len(named) > 20

@@ -89,6 +89,21 @@ def test_langchain_openai(url: str, documents_ND: Any) -> None:
     np.testing.assert_allclose(embeddings.embed_query(TEXTS[0]), documents_ND[0], atol=CLOSE)
 
 
+def test_langchain_openai_sends_token_ids_unless_told_not_to(url: str) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    openai = pytest.importorskip("openai")
+    options = {"base_url": f"{url}/v1", "api_key": "unused-here", "model": "tiny-embedding", "max_retries": 0}
+    embeddings = langchain.OpenAIEmbeddings(tiktoken_enabled=True, **options)
+    try:
+        embeddings.embed_documents(["a"])
+    except openai.BadRequestError as error:
+        assert "check_embedding_ctx_length=False" in str(error)  # noqa: PT017
+    except Exception as error:  # its tokenizer's file comes from the network
+        pytest.skip(f"tiktoken cannot load its vocabulary here: {type(error).__name__}")
+    else:
+        pytest.fail("ids of another tokenizer were taken")
+
+
 def test_langchain_cohere(url: str, reranker: Reranker) -> None:
     langchain = pytest.importorskip("langchain_cohere")
     client = langchain.CohereRerank(model="tiny-reranker", cohere_api_key="unused-here", base_url=url, top_n=3)
@@ -113,14 +128,33 @@ def test_llama_index_jina_rerank(url: str, reranker: Reranker) -> None:
     assert [node.node.text for node in ranked] == [TEXTS[place] for place in order]
 
 
+def test_llama_index_cohere_rerank(url: str, reranker: Reranker) -> None:
+    cohere = pytest.importorskip("llama_index.postprocessor.cohere_rerank")
+    schema = pytest.importorskip("llama_index.core.schema")
+    nodes = [schema.NodeWithScore(node=schema.TextNode(text=text)) for text in TEXTS]
+    model = cohere.CohereRerank(model="tiny-reranker", api_key="unused-here", top_n=3, base_url=url)
+    ranked = model.postprocess_nodes(nodes, query_str="which star")
+    scores = reranker.score("which star", TEXTS)
+    order = np.argsort(-scores, kind="stable")
+    assert [node.node.text for node in ranked] == [TEXTS[place] for place in order]
+    np.testing.assert_allclose([node.score for node in ranked], scores[order], atol=CLOSE)
+
+
 def test_haystack(url: str, documents_ND: Any) -> None:
     embedders = pytest.importorskip("haystack.components.embedders")
     utils = pytest.importorskip("haystack.utils")
     key = utils.Secret.from_token("unused-here")
     embedder = embedders.OpenAITextEmbedder(api_key=key, model="tiny-embedding", api_base_url=f"{url}/v1")
     np.testing.assert_allclose(embedder.run(TEXTS[0])["embedding"], documents_ND[0], atol=CLOSE)
+    haystack = pytest.importorskip("haystack")
+    whole = embedders.OpenAIDocumentEmbedder(
+        api_key=key, model="tiny-embedding", api_base_url=f"{url}/v1", progress_bar=False
+    )
+    documents = whole.run([haystack.Document(content=text) for text in TEXTS])["documents"]
+    np.testing.assert_allclose([document.embedding for document in documents], documents_ND, atol=CLOSE)
 
 
+@pytest.mark.filterwarnings("ignore:.*ReadOnly:UserWarning")  # about its own types, while it is imported
 def test_litellm(url: str, documents_ND: Any, reranker: Reranker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # it would ask the network otherwise
     litellm = pytest.importorskip("litellm")
@@ -133,3 +167,27 @@ def test_litellm(url: str, documents_ND: Any, reranker: Reranker, monkeypatch: p
     )
     order = np.argsort(-reranker.score("which star", TEXTS), kind="stable").tolist()
     assert [result["index"] for result in ranked.results] == order
+
+
+def test_mteb_openai_wrappers(url: str, documents_ND: Any, reranker: Reranker) -> None:
+    wrappers = pytest.importorskip("mteb.models.openai_wrappers")
+    data = pytest.importorskip("torch.utils.data")
+    mteb = pytest.importorskip("mteb")
+    task = mteb.get_task("STSBenchmark").metadata
+    common: dict[str, Any] = {"task_metadata": task, "hf_split": "test", "hf_subset": "default"}
+
+    def batches(texts: list[str]) -> Any:
+        return data.DataLoader([{"text": text} for text in texts], batch_size=2, collate_fn=_collate)
+
+    for chat in (True, False):  # True is its default: each text as a conversation
+        embedder = wrappers.OpenAIAPIEncodeWrapper(
+            endpoint_url=url, model_name="tiny-embedding", use_chat_template=chat
+        )
+        np.testing.assert_allclose(embedder.encode(batches(TEXTS), **common), documents_ND, atol=CLOSE)
+    scorer = wrappers.OpenAIAPIRerankWrapper(endpoint_url=url, model_name="tiny-reranker")
+    scores = scorer.predict(batches(["which star"] * 3), batches(TEXTS), **common)
+    np.testing.assert_allclose(scores, reranker.score("which star", TEXTS), atol=CLOSE)
+
+
+def _collate(rows: list[dict[str, str]]) -> dict[str, list[str]]:
+    return {"text": [row["text"] for row in rows]}

@@ -65,6 +65,18 @@ def test_documents_through_every_dialect(http: httpx.Client, documents_ND: Float
         np.testing.assert_allclose(vectors, documents_ND, atol=CLOSE)
 
 
+def test_conversations_in_place_of_texts(http: httpx.Client, documents_ND: FloatArray) -> None:
+    parts = [[{"role": "user", "content": [{"type": "text", "text": text}]}] for text in TEXTS]
+    np.testing.assert_allclose(openai_vectors(post(http, "/v1/embeddings", messages=parts)), documents_ND, atol=CLOSE)
+    one = [{"role": "user", "content": TEXTS[0]}]
+    np.testing.assert_allclose(openai_vectors(post(http, "/v1/embeddings", messages=one)), documents_ND[:1], atol=CLOSE)
+    image = [{"role": "user", "content": [{"type": "image_url"}]}]
+    refused: list[Any] = [[], "x", [[]], [one, 3], [{"role": "system", "content": "x"}], [{"role": "user"}], image]
+    for wrong in refused:
+        answer = http.post("/v1/embeddings", json={"messages": wrong})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "messages")
+
+
 @pytest.mark.parametrize(
     "said",
     [

@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from qwen3_embedding.serving import dialects
-from qwen3_embedding.serving.answers import check_vectors, matrix_response, vectors_from, wire
+from qwen3_embedding.serving.answers import BINARY, check_vectors, matrix_response, vectors_from, wire
 from qwen3_embedding.serving.errors import BadRequestError
 from qwen3_embedding.serving.queue import Lane
 from qwen3_embedding.serving.requests import Call, json_response
@@ -73,7 +73,8 @@ def add(app: FastAPI, server: Server) -> None:
         )
 
     answer = {"type": "object", "required": ["id", "embeddings", "texts", "meta"]}
-    post(app, server, ("/v2/embed",), dialects.cohere, CohereEmbedRequest, embed, Doc("Cohere", "Embed texts", answer))
+    doc = Doc("Cohere", "Embed texts", answer, BINARY)
+    post(app, server, ("/v2/embed",), dialects.cohere, CohereEmbedRequest, embed, doc)
 
 
 def meta(work: Work, version: str, **billed: int) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from qwen3_embedding.serving import dialects
-from qwen3_embedding.serving.answers import Encoding, check_vectors, matrix_response, vectors_from, wire
+from qwen3_embedding.serving.answers import BINARY, Encoding, check_vectors, matrix_response, vectors_from, wire
 from qwen3_embedding.serving.errors import BadRequestError, UnknownModelError
 from qwen3_embedding.serving.requests import Call, json_response
 from qwen3_embedding.serving.routing import Doc, get, post
@@ -26,7 +26,12 @@ from qwen3_embedding.types import Precision
 class EmbeddingsRequest(Asked):
     """``POST /v1/embeddings``."""
 
-    input: Any = Field(json_schema_extra=TEXTS_SCHEMA)
+    input: Any = Field(None, json_schema_extra=TEXTS_SCHEMA)
+    messages: Any = Field(
+        None,
+        json_schema_extra={"type": "array", "items": {"anyOf": [{"type": "object"}, {"type": "array"}]}},
+        description="vLLM's chat form in place of input: one conversation or several, of user messages with text.",
+    )
     encoding_format: Literal["float", "base64"] | None = Field(None, description="base64 is little-endian float32.")
     dimensions: int | None = Field(None, ge=1, description="Size of the vectors; cut first, normalised after.")
     precision: Precision | None = Field(None, description="Type of the vectors' components.")
@@ -39,7 +44,10 @@ def add(app: FastAPI, server: Server) -> None:
 
     async def embeddings(call: Call, body: EmbeddingsRequest) -> Response:
         service, suffix = server.embedder(body.model)
-        texts = texts_of(body.input, "input", server.settings, allow_empty_text=False)
+        asked = body.input if body.messages is None else message_texts(body.messages)
+        if body.messages is not None and body.input is not None:
+            raise BadRequestError("`input` and `messages` are two ways to say the texts; send one", param="messages")
+        texts = texts_of(asked, "input", server.settings, allow_empty_text=False)
         encoding, precision = _form(body)
         check_vectors(body.dimensions, precision, service.dimensions)
         rows = await service.embed(texts, body.prompt(suffix), body.limit(server.settings), call.work)
@@ -65,12 +73,48 @@ def add(app: FastAPI, server: Server) -> None:
         raise UnknownModelError(f"no model is called {name!r:.80}", param="model")
 
     paths = ("/v1/embeddings", "/embeddings")
-    post(app, server, paths, dialects.openai, EmbeddingsRequest, embeddings, Doc("OpenAI", "Embed texts", _ANSWER))
+    doc = Doc("OpenAI", "Embed texts", _ANSWER, BINARY)
+    post(app, server, paths, dialects.openai, EmbeddingsRequest, embeddings, doc)
     listing = Doc("OpenAI", "The models that are served", {"type": "object"})
     get(app, server, ("/v1/models", "/models"), dialects.openai, models, listing)
     get(
         app, server, ("/v1/models/{name:path}",), dialects.openai, model, Doc("OpenAI", "One model", {"type": "object"})
     )
+
+
+def message_texts(messages: Any) -> list[str]:
+    """The texts of conversations as vLLM's chat form has them; these models read texts, so no chat template is put on.
+
+    Raises:
+        BadRequestError: anything but user messages that hold text.
+    """
+    if not isinstance(messages, list) or not messages:
+        raise BadRequestError("`messages` wants an array of messages, or of conversations", param="messages")
+    conversations = messages if isinstance(messages[0], list) else [messages]
+    return ["\n".join(_spoken(message) for message in conversation) for conversation in _lists(conversations)]
+
+
+def _lists(conversations: list[Any]) -> list[list[Any]]:
+    for conversation in conversations:
+        if not isinstance(conversation, list) or not conversation:
+            raise BadRequestError("`messages` mixes messages and conversations, or has an empty one", param="messages")
+    return conversations
+
+
+def _spoken(message: Any) -> str:
+    role = message.get("role") if isinstance(message, dict) else None
+    if role != "user":
+        raise BadRequestError(
+            f"`messages` has the role {role!r:.40}; only user messages with text are read, and `instruction` is the "
+            "place for the task",
+            param="messages",
+        )
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in parts]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise BadRequestError("`messages` holds something other than text; this model reads text", param="messages")
+    return "\n".join(text for text in texts if text is not None)
 
 
 def usage(work: Work) -> dict[str, int]:
@@ -107,7 +151,8 @@ def _form(body: EmbeddingsRequest) -> tuple[Encoding, Precision]:
 
 
 def _model(service: ModelService) -> dict[str, Any]:
-    return {"id": service.name, "object": "model", "created": service.created, "owned_by": "qwen3-embedding"}
+    about = {"id": service.name, "object": "model", "created": service.created, "owned_by": "qwen3-embedding"}
+    return about | {"max_model_len": service.max_tokens}  # vLLM's name; mteb cuts texts to it
 
 
 _ANSWER = {

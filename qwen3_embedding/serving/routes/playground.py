@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+import re
+from base64 import b64encode
+from functools import cache
+from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
@@ -12,19 +15,28 @@ from starlette.responses import HTMLResponse, Response
 
 from qwen3_embedding.serving import dialects
 from qwen3_embedding.serving.errors import BadRequestError
+from qwen3_embedding.serving.rendered import render_pair, render_text
 from qwen3_embedding.serving.requests import Call, json_response
 from qwen3_embedding.serving.routing import Doc, get, post
 from qwen3_embedding.serving.schemas import Asked
 from qwen3_embedding.serving.server import Server
 from qwen3_embedding.serving.services import ModelService
 
-PAGE_HEADERS = {
-    "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "no-referrer",
-}
-SHOWN_TOKENS = 4_096
+SCRIPTS = (
+    "page.js",
+    "vectors.js",
+    "files.js",
+    "rerank.js",
+    "similarity.js",
+    "search.js",
+    "dimensions.js",
+    "map.js",
+    "prompt.js",
+    "server.js",
+    "code.js",
+    "start.js",
+)
+"""In the order in which the page needs them."""
 
 
 class PromptRequest(Asked):
@@ -39,10 +51,10 @@ def add(app: FastAPI, server: Server) -> None:
     """Add the routes."""
 
     async def page(call: Call) -> Response:
-        return HTMLResponse(_file("index.html"), headers=PAGE_HEADERS)
+        return _page("index.html")
 
     async def docs(call: Call) -> Response:
-        return HTMLResponse(_file("docs.html"), headers=PAGE_HEADERS)
+        return _page("docs.html")
 
     async def openapi(call: Call) -> Response:
         return json_response(app.openapi())
@@ -55,9 +67,9 @@ def add(app: FastAPI, server: Server) -> None:
 
     asked = Doc("Playground", "The exact rendered input and its tokens", {"type": "object"})
     post(app, server, ("/prompt",), dialects.openai, PromptRequest, prompt, asked)
-    html = {"type": "string"}
-    get(app, server, ("/",), dialects.openai, page, Doc("Playground", "The playground", html), True, "text/html")
-    get(app, server, ("/docs",), dialects.openai, docs, Doc("Playground", "The routes", html), True, "text/html")
+    words = {"type": "string"}
+    get(app, server, ("/",), dialects.openai, page, Doc("Playground", "The playground", words), True, "text/html")
+    get(app, server, ("/docs",), dialects.openai, docs, Doc("Playground", "The routes", words), True, "text/html")
     schema = Doc("Playground", "This document", {"type": "object"})
     get(app, server, ("/openapi.json",), dialects.openai, openapi, schema)
     text = Doc("Health", "Prometheus metrics", {"type": "string"})
@@ -69,36 +81,39 @@ def rendered(server: Server, body: PromptRequest) -> dict[str, Any]:
     limit = body.limit(server.settings, "end")
     if body.query is not None and body.document is not None:
         reranker = server.reranker(body.model)
-        instruction = body.wanted_instruction()
-        text = reranker.rendered(body.query, body.document, instruction)
-        service: ModelService = reranker
-        encode = partial(reranker.tokenizer.encode_pairs, [body.query], [body.document], instruction)
-    elif body.text is not None:
-        service, suffix = embedder, _ = server.embedder(body.model)
-        prompt = body.prompt(suffix)
-        text = embedder.rendered(body.text, prompt)
-        if prompt.role == "query":
-            encode = partial(service.tokenizer.encode_queries, [body.text], prompt.instruction)
-        else:
-            encode = partial(service.tokenizer.encode_documents, [body.text])
-    else:
-        raise BadRequestError("wanted `text` for the embedder, or `query` and `document` for the reranker")
-    most = service.max_tokens if limit.max_tokens is None else min(limit.max_tokens, service.max_tokens)
-    try:
-        encoded = encode(max_tokens=most)
-    except ValueError as error:
-        raise BadRequestError(str(error)) from None
-    ids = encoded.ids[0]
-    pieces = service.tokenizer.token_strings(ids[:SHOWN_TOKENS])
-    return {
-        "model": service.name,
-        "rendered": text,
-        "count": len(ids),
-        "cut": encoded.cut_tokens[0],
-        "tokens": [{"id": token, "text": piece} for token, piece in zip(ids, pieces, strict=False)],
-    }
+        whole = render_pair(
+            reranker, body.query, body.document, body.wanted_instruction(), _most(reranker, limit.max_tokens)
+        )
+        return {"model": reranker.name} | whole.as_dict(reranker.tokenizer)
+    if body.text is not None:
+        embedder, suffix = server.embedder(body.model)
+        whole = render_text(embedder, body.text, body.prompt(suffix), _most(embedder, limit.max_tokens))
+        return {"model": embedder.name} | whole.as_dict(embedder.tokenizer)
+    raise BadRequestError("wanted `text` for the embedder, or `query` and `document` for the reranker")
+
+
+def _most(service: ModelService, wanted: int | None) -> int:
+    return service.max_tokens if wanted is None else min(wanted, service.max_tokens)
+
+
+def _page(name: str) -> Response:
+    text, headers = html(name)
+    return HTMLResponse(text, headers=headers)
 
 
 @cache
+def html(name: str) -> tuple[str, dict[str, str]]:
+    """A page with its style and scripts put in, and its headers: only these very scripts may run."""
+    text = _file(name).replace("{{style}}", _file("style.css")).replace("{{script}}", "\n".join(map(_file, SCRIPTS)))
+    hashes = [sha256(script.encode()).digest() for script in re.findall(r"<script>(.*?)</script>", text, re.DOTALL)]
+    sources = " ".join(f"'sha256-{b64encode(digest).decode()}'" for digest in hashes)
+    policy = (
+        f"default-src 'none'; style-src 'unsafe-inline'; script-src {sources}; connect-src 'self'; img-src data:; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    headers = {"x-content-type-options": "nosniff", "referrer-policy": "no-referrer"}
+    return text, {"content-security-policy": policy} | headers
+
+
 def _file(name: str) -> str:
     return (files("qwen3_embedding.serving") / "playground" / name).read_text(encoding="utf-8")

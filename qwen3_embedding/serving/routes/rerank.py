@@ -35,12 +35,13 @@ class RerankRequest(Asked):
     query: str
     documents: list[Any] = Field(
         json_schema_extra={
+            "minItems": 1,
             "items": {
                 "anyOf": [
                     {"type": "string"},
                     {"type": "object", "required": ["text"], "properties": {"text": {"type": "string"}}},
                 ]
-            }
+            },
         }
     )
     top_n: int | None = Field(None, ge=0, description="So many best documents; all by default, and for 0.")

@@ -19,7 +19,7 @@ from qwen3_embedding import __version__
 from qwen3_embedding.inputs.prompts import END_OF_TEXT
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.serving import dialects
-from qwen3_embedding.serving.answers import check_vectors, matrix_response, wire
+from qwen3_embedding.serving.answers import BINARY, check_vectors, matrix_response, wire
 from qwen3_embedding.serving.requests import Call, json_response, parse
 from qwen3_embedding.serving.routing import Doc, get, post
 from qwen3_embedding.serving.schemas import TEXTS_SCHEMA, Asked, texts_of
@@ -40,7 +40,7 @@ class TeiRerankRequest(Asked):
     """``POST /rerank`` with ``texts``."""
 
     query: str
-    texts: list[Any] = Field(json_schema_extra={"items": {"type": "string"}})
+    texts: list[Any] = Field(json_schema_extra={"minItems": 1, "items": {"type": "string"}})
     raw_scores: bool | None = Field(None, description="Log-odds instead of probabilities.")
     return_text: bool | None = None
 
@@ -49,7 +49,7 @@ class SimilarityInputs(Asked):
     """The texts of ``POST /similarity``."""
 
     source_sentence: str
-    sentences: list[Any] = Field(json_schema_extra={"items": {"type": "string"}})
+    sentences: list[Any] = Field(json_schema_extra={"minItems": 1, "items": {"type": "string"}})
 
 
 class SimilarityRequest(Asked):
@@ -119,7 +119,7 @@ def add(app: FastAPI, server: Server) -> None:
 
     rows = {"type": "array", "items": {"type": "array", "items": {"type": "number"}}}
     tei = dialects.tei
-    post(app, server, ("/embed",), tei, TeiEmbedRequest, embed, Doc("TEI", "Embed texts", rows))
+    post(app, server, ("/embed",), tei, TeiEmbedRequest, embed, Doc("TEI", "Embed texts", rows, BINARY))
     every = Doc("TEI", "Hidden states of every token", {"type": "array", "items": rows})
     post(app, server, ("/embed_all",), tei, TeiEmbedRequest, embed_all, every)
     numbers = Doc("TEI", "Cosine of one sentence with others", {"type": "array", "items": {"type": "number"}})
