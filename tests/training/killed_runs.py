@@ -14,6 +14,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import peft  # noqa: F401  # before the forks: it takes longer to import than a run to train
 import torch
@@ -34,11 +35,11 @@ def part(settings: TrainingSettings) -> tuple[int, int]:
     code = 1
     try:
         torch.set_num_threads(2)
-        step = Run._step
+        real = Run._step
 
-        def announced(self: Run, number: int) -> dict[str, object]:
-            os.write(write, bytes([number]))
-            return step(self, number)
+        def announced(self: Run, step: int) -> dict[str, Any]:
+            os.write(write, bytes([step]))
+            return real(self, step)
 
         Run._step = announced  # type: ignore[method-assign]
         train(settings, show=False)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from qwen3_embedding.config import dump_toml
 from tests.training import killed_runs
@@ -28,7 +29,7 @@ def folder(parent: Path, name: str) -> Path:
 
 def test_runs_killed_anywhere_go_on_bit_for_bit(tmp_path: Path, embedder_folder: Path, reranker_folder: Path) -> None:
     """An embedder with adapters and dropout, and a reranker in full, whose pairs share prefixes."""
-    short = {"run": {"steps": 7, "checkpoint_every": 2}, "data": {"batch_size": 16}}
+    short: dict[str, Any] = {"run": {"steps": 7, "checkpoint_every": 2}, "data": {"batch_size": 16}}
     embedder = settings(folder(tmp_path, "embedder"), embedder_folder, lora=ADAPTER, **short)
     reranker = settings(folder(tmp_path, "reranker"), reranker_folder, "reranker", **short)
     reranker = replace(reranker, data=replace(reranker.data, sources=reranker.data.sources[:1]))

@@ -92,6 +92,7 @@ def test_frequent_words_are_one_token_and_the_answers_always(tokenizer: Tokenize
 def test_an_embedder_gets_one_end_token_and_a_pair_none_inside(trained: str, tmp_path: Path) -> None:
     made = tokenizers.Tokenizer.from_str(trained)
     end = made.token_to_id("<|endoftext|>")
+    assert end is not None
     ids = made.encode("the river").ids
     assert ids.count(end) == 1
     assert ids[-1] == end

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict_loader import load as read_parts
+from torch.distributed.checkpoint.state_dict_saver import save as write_parts
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
@@ -76,8 +79,8 @@ def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     """
     plain = {name: tensor.detach().reshape(tensor.shape or (1,)) for name, tensor in tensors.items()}
     try:
-        dcp.save(plain, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except dcp.CheckpointException as error:
+        write_parts(plain, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except CheckpointException as error:
         raise OSError(_last_line(error)) from error
 
 
@@ -91,9 +94,9 @@ def load(folder: Path, wanted: Mapping[str, Tensor]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process, as intended
-            reader = dcp.HuggingFaceStorageReader(str(folder))
-            dcp.load(targets, storage_reader=reader, no_dist=not dist.is_initialized())
-    except (Exception, dcp.CheckpointException) as error:
+            reader = HuggingFaceStorageReader(str(folder))
+            read_parts(targets, storage_reader=reader, no_dist=not dist.is_initialized())
+    except (Exception, CheckpointException) as error:
         raise CheckpointError(f"{folder}: cannot be read: {_last_line(error)}") from error
 
 
