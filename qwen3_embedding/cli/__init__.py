@@ -30,6 +30,7 @@ VERBS = (
     "report",
     "merge",
     "synthesize",
+    "decontaminate",
     "mine",
     "train",
 )

@@ -7,12 +7,16 @@ normalisation, one that shares a long run of words with it, or a near duplicate.
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from qwen3_embedding.data.dedup import text_hash
+from qwen3_embedding.data.files import read_records, write_records
 from qwen3_embedding.data.near_duplicates import MinHashSettings, NearDuplicates, words
 from qwen3_embedding.data.record import Record
 
@@ -166,3 +170,33 @@ class Decontaminator:
         for at in range(len(items) - size + 1):
             key = " ".join(items[at : at + size]).encode()
             yield int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little")
+
+
+def clean_files(
+    files: Sequence[Path], out: Path, check: Decontaminator, log: Callable[[str], None] = lambda line: None
+) -> DecontaminationReport:
+    """Write each file's clean records under its own name into ``out``, then ``decontamination.json``.
+
+    Every file is there whole or not at all.
+
+    Raises:
+        DataError: a line that is no record.
+        ValueError: two files of one name, or ``out`` is where a file is.
+    """
+    names = Counter(file.name for file in files)
+    twice = [name for name, count in names.items() if count > 1]
+    if twice:
+        raise ValueError(f"two files are called {twice[0]}; clean them one by one, or rename one")
+    for file in files:
+        if (out / file.name).resolve() == file.resolve():
+            raise ValueError(f"{file} would be replaced by its clean records; choose another folder for the output")
+    report = DecontaminationReport()
+    for file in files:
+        seen, dropped = report.seen, report.dropped
+        write_records(out / file.name, check.clean(read_records(file), report))
+        log(f"{file.name}: {report.seen - seen} records, {report.dropped - dropped} dropped")
+    beside = out / "decontamination.json.partial"
+    text = json.dumps({"settings": asdict(check.settings), **report.to_mapping()}, ensure_ascii=False, indent=2)
+    beside.write_text(text + "\n", encoding="utf-8")
+    os.replace(beside, out / "decontamination.json")
+    return report

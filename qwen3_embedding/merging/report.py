@@ -98,7 +98,7 @@ def describe(
     merged = geometry.length(coefficients_N)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosines_N = gram_NN @ coefficients_N / (geometry.norms_N * merged)
-        gap = geometry.length(coefficients_N - linear_N) / merged
+        gap = np.float64(geometry.length(coefficients_N - linear_N)) / merged
     angles_N = np.degrees(np.arccos(np.clip(np.nan_to_num(cosines_N, nan=1.0), -1.0, 1.0)))
     return TensorReport(
         name=name,

@@ -48,6 +48,14 @@ class BagObjective(EmbedderObjective):
         """The words' vectors, (V, D - 4)."""
         return {"embed_tokens.words": self.table}
 
+    def shard(self) -> None:
+        """The table is whole in each process.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("run.shard is not there for kind = 'bag'; remove it, each process holds the table")
+
     def backward(self, step: int, run: RunSettings, ranks: Ranks) -> StepReport:
         """The loss over the sums of the whole batch; each rank sums its share."""
         batch = self.batches.batch(step)

@@ -117,6 +117,8 @@ class RunSettings:
     kept_tokens: int = 16384
     """Activations of so many tokens are kept for the backward pass; what is beyond is computed twice (GradCache)."""
     gradient_checkpointing: bool = False
+    shard: bool = False
+    """Under ``torchrun``, keep weights, gradients and optimizer in parts, one a process (FSDP2)."""
     checkpoint_every: int = 500
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = 1
@@ -124,6 +126,9 @@ class RunSettings:
     log_every: int = 1
     """Steps between lines of the log."""
     tensorboard: bool = False
+    wandb: str = ""
+    """Weights & Biases project to log to as well (extra ``wandb``); empty for none. It needs an account, or
+    ``WANDB_MODE=offline``."""
     margin_warmup_steps: int = 0
     """Steps in which the mask's margin comes down from 2 (nothing masked) to its value."""
     masked_samples_every: int = 0

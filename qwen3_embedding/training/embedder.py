@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from qwen3_embedding.inputs.packing import PackedBatch
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.backbone import Backbone
+from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training import grad_cache, lora
 from qwen3_embedding.training.batches import Batches, TrainBatch
@@ -40,6 +42,7 @@ class EmbedderObjective:
             lora.attach(self.backbone, settings.lora, settings.run.seed)
         self.batches = Batches(settings.data, settings.model, self.tokenizer.end_id, settings.run.seed)
         self.held_out = HeldOut(settings, self.tokenizer.end_id)
+        self.agree: grad_cache.Agree | None = None
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -56,6 +59,18 @@ class EmbedderObjective:
         """Records and cut texts of each source."""
         return self.batches.facts()
 
+    def shard(self) -> None:
+        """Each layer's weights in parts, one a process."""
+        self.agree = split_backbone(self.backbone, self.backbone, self.device)
+
+    def gather(self, keep: bool) -> None:
+        """The whole backbone again, on CPU."""
+        from qwen3_embedding.training.distributed import sharding
+
+        state = sharding.whole(self.backbone.state_dict(), keep)
+        if keep:
+            self.backbone = whole_backbone(self.backbone.config, self.settings, state)
+
     def backward(self, step: int, run: RunSettings, ranks: Ranks) -> StepReport:
         """GradCache over this rank's share; see :class:`qwen3_embedding.training.objective.Objective`."""
         batch = self.batches.batch(step)
@@ -63,7 +78,7 @@ class EmbedderObjective:
         sequences = batch.sequences
         encode = self._encoder(run)
         budget = grad_cache.Budget(run.chunk_tokens, run.kept_tokens)
-        chunks = grad_cache.forward_chunks(encode, [sequences[index] for index in mine], budget)
+        chunks = grad_cache.forward_chunks(encode, [sequences[index] for index in mine], budget, agree=self.agree)
         settings = settings_at(self.settings.loss, step, run)
 
         def loss_of(vectors: Tensor) -> LossReport:
@@ -184,6 +199,25 @@ def trainable_backbone(folder: Path, device: torch.device) -> tuple[Backbone, di
         for name, parameter in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(parameter.detach().clone()))
     return backbone.train(), extra
+
+
+def split_backbone(root: nn.Module, backbone: Backbone, device: torch.device) -> grad_cache.Agree:
+    """Split a backbone, layer by layer, and the module around it; returns how the processes keep in step."""
+    from qwen3_embedding.training.distributed import sharding
+
+    backbone.embed_tokens.sparse = False  # gradients in parts are dense
+    sharding.shard(root, backbone.layers, device)
+    return partial(sharding.agree, device)
+
+
+def whole_backbone(config: BackboneConfig, settings: TrainingSettings, state: Mapping[str, Tensor]) -> Backbone:
+    """A backbone of these weights, with adapters where the run has them."""
+    with torch.device("meta"):
+        backbone = Backbone(config)
+    if settings.lora is not None:
+        lora.attach(backbone, settings.lora, settings.run.seed)
+    backbone.load_state_dict(state, assign=True)
+    return backbone
 
 
 def make_dense(table: Tensor) -> None:

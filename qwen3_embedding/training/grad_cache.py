@@ -24,6 +24,10 @@ Encode = Callable[[PackedBatch], Tensor]
 """A packed batch to one pooled vector (N, D) or score (N,) a sequence."""
 
 
+NOTHING = (0,)
+"""What an empty chunk computes, without use."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """Tokens of one forward pass, and tokens whose activations are kept."""
@@ -56,17 +60,36 @@ class HasLoss(Protocol):
 R = TypeVar("R", bound=HasLoss)
 
 
+Agree = Callable[[int, int], tuple[int, int]]
+"""Chunks and kept chunks of this process to those that all processes make."""
+
+
 def forward_chunks(
-    encode: Encode, sequences: Sequence[TokenIds], budget: Budget, plan: Iterable[list[int]] | None = None
+    encode: Encode,
+    sequences: Sequence[TokenIds],
+    budget: Budget,
+    plan: Iterable[list[int]] | None = None,
+    agree: Agree | None = None,
 ) -> list[Chunk]:
-    """Phase 1. ``plan`` says which sequences make a chunk; without one they are cut by length and budget."""
+    """Phase 1.
+
+    Args:
+        encode: the model.
+        sequences: token ids; none gives one empty chunk.
+        budget: of tokens.
+        plan: which sequences make a chunk; without one they are cut by length and budget.
+        agree: where all processes must make equally many passes; empty chunks fill up what this one lacks.
+    """
+    cut = list(plan if plan is not None else plan_batches([len(ids) for ids in sequences], budget.chunk_tokens)) or [[]]
+    packs = [pack([sequences[index] for index in indices] or [NOTHING]) for indices in cut]
+    kept = int((np.cumsum([packed.n_tokens for packed in packs]) <= budget.kept_tokens).sum())
+    if agree is not None:
+        wanted, kept = agree(len(cut), kept)
+        packs += [pack([NOTHING])] * (wanted - len(cut))
+        cut += [[]] * (wanted - len(cut))
     chunks: list[Chunk] = []
-    kept = 0
-    plan = plan if plan is not None else plan_batches([len(ids) for ids in sequences], budget.chunk_tokens)
-    for indices in plan:
-        packed = pack([sequences[index] for index in indices])
-        keep = kept + packed.n_tokens <= budget.kept_tokens
-        kept += packed.n_tokens
+    for number, (indices, packed) in enumerate(zip(cut, packs, strict=True)):
+        keep = number < kept
         state = None if keep else random_state()
         with torch.set_grad_enabled(keep):
             chunks.append(Chunk(indices, packed, encode(packed), state))
@@ -75,8 +98,8 @@ def forward_chunks(
 
 def gather(chunks: Sequence[Chunk]) -> Tensor:
     """What the forward passes gave, without graph, in the caller's order."""
-    outputs = torch.cat([chunk.output.detach() for chunk in chunks])
-    order = torch.from_numpy(np.concatenate([chunk.sequences for chunk in chunks])).to(outputs.device)
+    outputs = torch.cat([chunk.output.detach()[: len(chunk.sequences)] for chunk in chunks])
+    order = torch.tensor([index for chunk in chunks for index in chunk.sequences], device=outputs.device)
     vectors = torch.empty_like(outputs)
     vectors[order] = outputs
     return vectors
@@ -100,7 +123,8 @@ def backward_chunks(encode: Encode, chunks: Sequence[Chunk], gradient: Tensor) -
             with torch.enable_grad():
                 output = encode(chunk.packed)
             set_random_state(now)
-        torch.autograd.backward(output, gradient[chunk.sequences].to(output.dtype))
+        wanted = gradient[chunk.sequences] if chunk.sequences else torch.zeros_like(output)
+        torch.autograd.backward(output, wanted.to(output.dtype))
         chunk.output = output.detach()  # frees the graph
 
 

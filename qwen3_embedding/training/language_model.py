@@ -111,6 +111,17 @@ class LanguageModelObjective:
         """Texts, tokens and sequences of each source."""
         return self.batches.facts()
 
+    def shard(self) -> None:
+        """Language models are trained whole in each process.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError("run.shard is not there for kind = 'language_model'; remove it, each process holds the model")
+
+    def gather(self, keep: bool) -> None:
+        """Nothing was split."""
+
     def backward(self, step: int, run: RunSettings, ranks: Ranks) -> StepReport:
         """The loss of this rank's sequences, chunk by chunk; its mean is over the learnt tokens of the whole batch."""
         batch = self.batches.batch(step)

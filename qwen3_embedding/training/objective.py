@@ -48,6 +48,14 @@ class Objective(Protocol):
         """Of each source: how many records are used, and how many of their texts are longer than the limits."""
         ...
 
+    def shard(self) -> None:
+        """Split the model over the processes, before the optimizer is made."""
+        ...
+
+    def gather(self, keep: bool) -> None:
+        """Put a split model together for the export, where ``keep`` is true; every process takes part."""
+        ...
+
     def backward(self, step: int, run: RunSettings, ranks: Ranks) -> StepReport:
         """Add the gradients of this rank's share of the step's batch."""
         ...

@@ -1,16 +1,20 @@
-"""What a run shows and records: a bar on stderr, a line of ``log.jsonl`` a step, TensorBoard if asked."""
+"""What a run shows and records: a bar on stderr, a line of ``log.jsonl`` a step, other places if asked."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qwen3_embedding.optional import require
+
+FIGURES = ("loss", "masked_fraction", "tokens_per_second", "learning_rate", "gradient_norm")
 
 
 class Log:
@@ -50,10 +54,65 @@ class Log:
         self._file.close()
 
 
-class Display:
-    """The progress bar, and TensorBoard's event file."""
+class Writer(Protocol):
+    """A place that takes figures by step beside the log."""
 
-    def __init__(self, steps: int, done: int, folder: Path, tensorboard: bool, show: bool) -> None:
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Take the figures of a step."""
+        ...
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        ...
+
+
+class TensorBoard:
+    """Event files in ``tensorboard/`` of the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        module = require("torch.utils.tensorboard", extra="train")
+        self._writer = module.SummaryWriter(str(folder / "tensorboard"))
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Scalars."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """End the event file."""
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """A Weights & Biases run that a resumed training goes on with. Nothing is sent unless a project is named."""
+
+    def __init__(self, project: str, folder: Path, settings: Mapping[str, Any]) -> None:
+        wandb = require("wandb", extra="wandb")
+        # The same folder is the same run; texts and code are not sent.
+        run_id = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        self._run = wandb.init(
+            project=project,
+            name=folder.name,
+            id=run_id,
+            resume="allow",
+            dir=str(folder),
+            config=dict(settings),
+            settings=wandb.Settings(disable_code=True, console="off"),
+        )
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Log the figures of a step."""
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        """End the run."""
+        self._run.finish()
+
+
+class Display:
+    """The progress bar, and the other places that take figures."""
+
+    def __init__(self, steps: int, done: int, show: bool, writers: Sequence[Writer] = ()) -> None:
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -65,9 +124,7 @@ class Display:
         )
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not show, transient=False)
         self._task = self._bar.add_task("train", total=steps, completed=done, loss=float("nan"), masked=0.0, speed=0.0)
-        self._writer: Any = None
-        if tensorboard:
-            self._writer = require("torch.utils.tensorboard", extra="train").SummaryWriter(str(folder / "tensorboard"))
+        self._writers = writers
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -77,8 +134,8 @@ class Display:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
-        if self._writer is not None:
-            self._writer.close()
+        for writer in self._writers:
+            writer.close()
 
     def update(self, entry: dict[str, Any]) -> None:
         """Show a step."""
@@ -89,6 +146,9 @@ class Display:
             masked=entry["masked_fraction"],
             speed=entry["tokens_per_second"],
         )
-        if self._writer is not None:
-            for name in ("loss", "masked_fraction", "tokens_per_second", "learning_rate", "gradient_norm"):
-                self._writer.add_scalar(name, entry[name], entry["step"])
+        self.write(entry["step"], {name: entry[name] for name in FIGURES})
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Hand figures of a step to the other places."""
+        for writer in self._writers:
+            writer.write(step, figures)

@@ -24,7 +24,7 @@ from qwen3_embedding.training.batches import Labels, split_groups
 from qwen3_embedding.training.config import DataSettings, RunSettings, SourceSettings, TrainingSettings
 from qwen3_embedding.training.contrastive import LossReport
 from qwen3_embedding.training.distributed import Ranks
-from qwen3_embedding.training.embedder import trainable_backbone
+from qwen3_embedding.training.embedder import split_backbone, trainable_backbone, whole_backbone
 from qwen3_embedding.training.export import DTYPES, export_reranker
 from qwen3_embedding.training.held_out import candidate_ranks, ranking_metrics
 from qwen3_embedding.training.losses import distillation_loss, listwise_loss, yes_no_loss
@@ -135,6 +135,21 @@ def _labels(records: list[Record]) -> Labels:
     )
 
 
+class PairScorer(nn.Module):
+    """Backbone and answer rows as one module, so that both are whole while it computes."""
+
+    def __init__(self, backbone: Backbone, rows: nn.Parameter | None, answers: list[int]) -> None:
+        super().__init__()
+        self.backbone, self.rows, self.answers = backbone, rows, answers
+
+    def forward(self, batch: PackedBatch, precision: Precision) -> Tensor:
+        """(N,) logit of "yes" minus logit of "no", in fp32."""
+        with matmul_precision(self.backbone.device, precision):
+            pooled_ND = self.backbone(batch)
+        rows = self.rows if self.rows is not None else self.backbone.embed_tokens.weight[self.answers]
+        return pooled_ND.float() @ (rows[1] - rows[0])  # type: ignore[no-any-return]
+
+
 class Judge:
     """A backbone with its yes and no rows: packed pairs to log-odds."""
 
@@ -152,12 +167,30 @@ class Judge:
         self.answers = [self.tokenizer.no_id, self.tokenizer.yes_id]
         # With tied embeddings the rows are those of the table, and are trained with it.
         self._table = None if tied else extra["lm_head.weight"]
-        self.rows = None if self._table is None else nn.Parameter(self._table[self.answers].clone())
+        rows = None if self._table is None else nn.Parameter(self._table[self.answers].clone())
+        self.scorer = PairScorer(self.backbone, rows, self.answers)
+
+    @property
+    def rows(self) -> nn.Parameter | None:
+        """The rows of "no" and "yes" of a separate head."""
+        return self.scorer.rows
 
     def freeze_head(self) -> None:
         """Leave the two rows of a separate head as they are."""
         if self.rows is not None:
             self.rows.requires_grad_(False)
+
+    def gather(self, keep: bool, settings: TrainingSettings) -> None:
+        """Put a split model together, where ``keep`` is true."""
+        from qwen3_embedding.training.distributed import sharding
+
+        state = sharding.whole(self.scorer.state_dict(), keep)
+        if not keep:
+            return
+        rows = state.pop("rows", None)
+        named = {name.removeprefix("backbone."): tensor for name, tensor in state.items()}
+        self.backbone = whole_backbone(self.backbone.config, settings, named)
+        self.scorer = PairScorer(self.backbone, None if rows is None else nn.Parameter(rows), self.answers)
 
     @property
     def parameters(self) -> dict[str, nn.Parameter]:
@@ -167,10 +200,7 @@ class Judge:
 
     def log_odds(self, batch: PackedBatch, precision: Precision) -> Tensor:
         """(N,) logit of "yes" minus logit of "no", in fp32; no other row of the vocabulary is multiplied."""
-        with matmul_precision(self.backbone.device, precision):
-            pooled_ND = self.backbone(batch)
-        rows = self.rows if self.rows is not None else self.backbone.embed_tokens.weight[self.answers]
-        return pooled_ND.float() @ (rows[1] - rows[0])  # type: ignore[no-any-return]
+        return self.scorer(batch, precision)  # type: ignore[no-any-return]
 
     def head(self) -> dict[str, Tensor]:
         """The separate head with its trained rows, for export."""
@@ -197,6 +227,15 @@ class RerankerObjective:
             self.teacher = Judge(Path(reranker.teacher), device)
             self.teacher.backbone.requires_grad_(False)
         self.batches = RerankerBatches(settings.data, reranker.random_negatives, settings.run.seed)
+        self.agree: grad_cache.Agree | None = None
+
+    def shard(self) -> None:
+        """Each layer's weights in parts, one a process; a teacher stays whole in each."""
+        self.agree = split_backbone(self.judge.scorer, self.backbone, self.backbone.device)
+
+    def gather(self, keep: bool) -> None:
+        """The whole judge again, on CPU."""
+        self.judge.gather(keep, self.settings)
 
     @property
     def backbone(self) -> Backbone:
@@ -234,7 +273,7 @@ class RerankerObjective:
             return self.judge.log_odds(packed, run.precision)
 
         chunks = grad_cache.forward_chunks(
-            encode, sequences, grad_cache.Budget(run.chunk_tokens, run.kept_tokens), plan
+            encode, sequences, grad_cache.Budget(run.chunk_tokens, run.kept_tokens), plan, self.agree
         )
         teacher = self._teacher_scores(mine, plan, run)
 

@@ -24,9 +24,15 @@ from qwen3_embedding.training.config import TrainingSettings
 from qwen3_embedding.training.distributed import Ranks, joined
 from qwen3_embedding.training.objective import Objective, StepReport
 from qwen3_embedding.training.optimizer import clip_gradients, make_optimizer, rate_factor, set_rate
-from qwen3_embedding.training.progress import Display, Log
+from qwen3_embedding.training.progress import Display, Log, TensorBoard, WeightsAndBiases, Writer
+from qwen3_embedding.training.repeatable import fixed_order, seed_step
 
 MASKED_SAMPLES = 20
+NO_MATTER = {
+    *("checkpoint_every", "keep_checkpoints", "log_every", "masked_samples_every"),
+    *("tensorboard", "wandb", "shard"),
+}
+"""Run settings that may change when a run goes on."""
 
 
 @dataclass(frozen=True)
@@ -56,15 +62,15 @@ def train(settings: TrainingSettings, show: bool = True) -> Trained:
         ValueError: ``output`` is there already.
         NumericalError: a loss or gradient that is not finite; the batch is in ``failed-step-*.json`` of the run folder,
             and neither weights nor checkpoints were touched.
-        CheckpointError, DataError: what is to be read is missing, torn or foreign.
+        CheckpointError, DataError: what is to be read is missing, torn or foreign, or the disk is full.
     """
     if settings.output.exists():
         raise ValueError(f"{settings.output} is there already; choose another output or remove it")
     with joined() as ranks:
-        device = torch.device("cuda", ranks.rank % torch.cuda.device_count()) if torch.cuda.is_available() else "cpu"
-        torch.manual_seed(settings.run.seed)
-        objective = make_objective(settings, torch.device(device))
-        return Run(settings, objective, ranks).go(show)
+        gpu = torch.cuda.is_available()
+        device = torch.device("cuda", ranks.rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
+        with fixed_order(device):
+            return Run(settings, make_objective(settings, device), ranks).go(show)
 
 
 def make_objective(settings: TrainingSettings, device: torch.device) -> Objective:
@@ -92,8 +98,13 @@ class Run:
     def __init__(self, settings: TrainingSettings, objective: Objective, ranks: Ranks) -> None:
         self.settings, self.objective, self.ranks = settings, objective, ranks
         self.folder = settings.folder
+        self.sharded = settings.run.shard and ranks.size > 1
+        if self.sharded:
+            objective.shard()
         self.parameters = {name: p for name, p in objective.parameters.items() if p.requires_grad}
         self.optimizer = make_optimizer(self.parameters.items(), settings.optimizer)
+        self.display: Display | None = None
+        self.trained = checkpoint.Trained(self.parameters, self.optimizer, ranks, self.sharded)
         self.identity = run_identity(settings, objective.data_hashes)
 
     def go(self, show: bool) -> Trained:
@@ -104,24 +115,31 @@ class Run:
         if self.ranks.first:
             write_run_folder(self.folder, self.settings, self.objective)
             log = Log(self.folder / "log.jsonl", done)
-            with log, Display(steps, done, self.folder, self.settings.run.tensorboard, show) as display:
+            with log, Display(steps, done, show, self._writers()) as self.display:
                 for step in range(done, steps):
                     entry = self._step(step)
                     if (step + 1) % self.settings.run.log_every == 0 or step + 1 == steps:
                         log.write(entry)
-                    display.update(entry)
+                    self.display.update(entry)
         else:
             for step in range(done, steps):
                 self._step(step)
         self._export()
         return Trained(self.settings.output, self.folder, steps, final_loss(self.folder), time.monotonic() - started)
 
+    def _writers(self) -> list[Writer]:
+        run = self.settings.run
+        writers: list[Writer] = [TensorBoard(self.folder)] if run.tensorboard else []
+        if run.wandb:
+            writers.append(WeightsAndBiases(run.wandb, self.folder, to_mapping(self.settings)))
+        return writers
+
     def _resume(self) -> int:
         """Steps done before."""
         found = checkpoint.all_checkpoints(self.folder)
         if not found:
             return 0
-        return checkpoint.load(found[-1], self.identity, self.parameters, self.optimizer).step
+        return checkpoint.load(found[-1], self.identity, self.trained).step
 
     def _step(self, step: int) -> dict[str, Any]:
         """One step: gradients, their sum over the ranks, the update, now and then a checkpoint."""
@@ -130,9 +148,9 @@ class Run:
         factor = rate_factor(step, run.steps, self.settings.optimizer)
         rate = set_rate(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
+        seed_step(run.seed, step, self.ranks.rank)
         report = self.objective.backward(step, run, self.ranks)
-        self.ranks.sum_gradients(self.parameters.values())
-        norm = float(clip_gradients(self.parameters.values(), self.settings.optimizer.clip))
+        norm = self._finish_gradients()
         if not (math.isfinite(report.loss) and math.isfinite(norm)):
             self._stop(step, report, norm)
         self.optimizer.step()
@@ -140,25 +158,43 @@ class Run:
         if (step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps:
             self._save(step + 1)
         held_out = self.settings.held_out
-        if held_out and self.ranks.first and ((step + 1) % held_out.every == 0 or step + 1 == run.steps):
+        takes_part = self.ranks.first or self.sharded  # parts of a model compute together
+        if held_out and takes_part and ((step + 1) % held_out.every == 0 or step + 1 == run.steps):
             self._measure(step)
-        if run.masked_samples_every and self.ranks.first and (step + 1) % run.masked_samples_every == 0:
+        if run.masked_samples_every and takes_part and (step + 1) % run.masked_samples_every == 0:
             self._sample_masked(step)
         return log_entry(step, report, rate, norm, seconds)
 
+    def _finish_gradients(self) -> float:
+        """Sum over the ranks and clip; returns the norm before."""
+        parameters, limit = self.parameters.values(), self.settings.optimizer.clip
+        if self.sharded:  # summed in the backward pass
+            from qwen3_embedding.training.distributed.sharding import clip_sharded
+
+            return float(clip_sharded(parameters, limit))
+        self.ranks.sum_gradients(parameters)
+        return float(clip_gradients(parameters, limit))
+
     def _save(self, steps_done: int) -> None:
-        if self.ranks.first:
-            state = checkpoint.State(steps_done, self.identity)
-            checkpoint.save(self.folder, state, self.parameters, self.optimizer, self.settings.run.keep_checkpoints)
-        self.ranks.wait()
+        state = checkpoint.State(steps_done, self.identity)
+        checkpoint.save(self.folder, state, self.trained, self.settings.run.keep_checkpoints)
 
     def _measure(self, step: int) -> None:
+        measured = self.objective.measure(self.settings.run)
+        if not self.ranks.first:
+            return
+        if self.display is not None:
+            figures = {f"{source}/{metric}": v for source, metrics in measured.items() for metric, v in metrics.items()}
+            self.display.write(step + 1, figures)
         with (self.folder / "held_out.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step + 1, **self.objective.measure(self.settings.run)}) + "\n")
+            file.write(json.dumps({"step": step + 1, **measured}) + "\n")
 
     def _sample_masked(self, step: int) -> None:
+        samples = self.objective.masked_samples(step, self.settings.run, MASKED_SAMPLES)
+        if not self.ranks.first:
+            return
         with (self.folder / "masked.jsonl").open("a", encoding="utf-8") as file:
-            for sample in self.objective.masked_samples(step, self.settings.run, MASKED_SAMPLES):
+            for sample in samples:
                 file.write(json.dumps(sample, ensure_ascii=False) + "\n")
 
     def _stop(self, step: int, report: StepReport, norm: float) -> None:
@@ -174,13 +210,16 @@ class Run:
 
     def _export(self) -> None:
         """Write the checkpoint folder beside, then rename."""
+        if self.sharded:
+            self.objective.gather(self.ranks.first)
         if self.ranks.first:
             output = self.settings.output
             beside = output.with_name(output.name + ".partial")
             shutil.rmtree(beside, ignore_errors=True)
-            self.objective.export(beside)
-            (beside / "training.toml").write_text(dump_toml(self.settings), encoding="utf-8")
-            os.rename(beside, output)
+            with checkpoint.writing(output):
+                self.objective.export(beside)
+                (beside / "training.toml").write_text(dump_toml(self.settings), encoding="utf-8")
+                os.rename(beside, output)
         self.ranks.wait()
 
 
@@ -219,7 +258,7 @@ def run_identity(settings: TrainingSettings, data_hashes: Mapping[str, str]) -> 
     if settings.kind != "language_model":
         plain.pop("language_model")
     run = dict(plain["run"])
-    for key in ("checkpoint_every", "keep_checkpoints", "log_every", "tensorboard", "masked_samples_every"):
+    for key in NO_MATTER:
         run.pop(key)
     data = {key: value for key, value in plain["data"].items() if key != "cache"}
     return {

@@ -396,3 +396,19 @@ def test_recipes_are_read_strictly(text: str, message: str, tmp_path: Path) -> N
     recipe.write_text(f'output = "out"\n{text}\n{sources}')
     with pytest.raises(ConfigError, match=message):
         load_toml(recipe, MergeSettings)
+
+
+@pytest.mark.parametrize("method", ["linear", "spherical-mean"])
+def test_tensors_of_zeros_stay_zeros(method: Method, tmp_path: Path) -> None:
+    """As layers have them that add nothing yet."""
+    made = []
+    for seed in (0, 1):
+        folder = make_embedder_folder(tmp_path / f"run-{seed}", seed=seed)
+        state = load_file(folder / WEIGHTS)
+        state["layers.1.mlp.down_proj.weight"].zero_()
+        save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        made.append(folder)
+    report = merge(settings(made, tmp_path / "merged", method))
+    assert not state_of(tmp_path / "merged")["layers.1.mlp.down_proj.weight"].any()
+    (tensor,) = (item for item in report.tensors if item.name.endswith("layers.1.mlp.down_proj.weight"))
+    assert (tensor.merged_norm, tensor.from_linear) == (0.0, 0.0)

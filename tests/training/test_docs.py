@@ -10,6 +10,7 @@ import pytest
 from qwen3_embedding.config import from_mapping
 from qwen3_embedding.training.config import LoraSettings, load_settings
 
+ROOT = Path(__file__).parents[2]
 PAGE = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
 
 
@@ -33,3 +34,14 @@ def test_recipes_load(tmp_path: Path) -> None:
     assert settings.lora == from_mapping({"rank": 32, "alpha": 64}, LoraSettings)
     path.write_text(language_model)
     assert load_settings(path).language_model.separator == "\nQuery:"
+
+
+def test_every_pitfall_has_its_test() -> None:
+    section = PAGE.split("## Known pitfalls")[1].split("\n## ")[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ") and "`tests/" in line]
+    assert len(rows) == 21
+    for row in rows:
+        found = re.findall(r"`(tests/\S+\.py)::(test_\w+)`", row)
+        assert found, row
+        for file, name in found:
+            assert f"def {name}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{name}"

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+import resource
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from qwen3_embedding.config import dump_toml, load_toml
+from qwen3_embedding.config import load_toml
 from qwen3_embedding.data import write_records
-from qwen3_embedding.errors import CheckpointError, NumericalError
+from qwen3_embedding.errors import CheckpointError, MissingExtraError, NumericalError
 from qwen3_embedding.training import checkpoint, trainer
-from qwen3_embedding.training.config import HeldOutSettings, OptimizerSettings, SourceSettings, TrainingSettings
-from qwen3_embedding.training.embedder import EmbedderObjective
+from qwen3_embedding.training.config import (
+    HeldOutSettings,
+    OptimizerSettings,
+    RunSettings,
+    SourceSettings,
+    TrainingSettings,
+)
+from qwen3_embedding.training.contrastive import ContrastiveSettings
+from qwen3_embedding.training.distributed import Ranks
+from qwen3_embedding.training.embedder import EmbedderObjective, settings_at
 from qwen3_embedding.training.held_out import ranking_metrics
 from qwen3_embedding.training.optimizer import make_optimizer, rate_factor
-from qwen3_embedding.training.trainer import train
+from qwen3_embedding.training.trainer import Run, train
 from tests.training.support import pair_records, settings
 
 
@@ -117,49 +124,6 @@ def test_ranks_are_turned_into_metrics() -> None:
     assert ranking_metrics(np.array([1, 2, 11, 4])) == {"mrr@10": 0.4375, "recall@1": 0.25, "recall@10": 0.75}
 
 
-def test_a_run_killed_anywhere_goes_on_bit_for_bit(
-    tmp_path: Path, embedder_folder: Path, trained: TrainingSettings
-) -> None:
-    """kill -9 at three moments of one run; the end is that of the run that nobody stopped."""
-    made = replace(trained, output=tmp_path / "out")
-    recipe = tmp_path / "recipe.toml"
-    recipe.write_text(dump_toml(made))
-    code = (
-        "import sys; from qwen3_embedding.training.config import load_settings\n"
-        "import qwen3_embedding.training.trainer as t\n"
-        "step = t.Run._step\n"
-        "def slow(self, number):\n"
-        "    print(number, flush=True)\n"
-        "    return step(self, number)\n"
-        "t.Run._step = slow\n"
-        "t.train(load_settings(sys.argv[1]), show=False)\n"
-    )
-    command = [sys.executable, "-c", code, str(recipe)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    for kill_at in ("1", "4", "7"):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.strip() == kill_at:
-                time.sleep(0.01)
-                process.send_signal(signal.SIGKILL)
-                break
-        process.wait()
-        process.stdout.close()
-        assert process.returncode == -signal.SIGKILL
-        assert not made.output.exists()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        train(made, show=False)
-        alone = replace(trained, output=tmp_path / "alone")
-        train(alone, show=False)
-    finally:
-        torch.set_num_threads(threads)
-    assert losses(made.folder) == losses(alone.folder)
-    assert weights(made.output) == weights(alone.output)
-
-
 def test_other_settings_do_not_go_on_with_a_run(tmp_path: Path, trained: TrainingSettings) -> None:
     changed = replace(
         trained, output=tmp_path / "out", run_folder=trained.folder, loss=replace(trained.loss, temperature=0.1)
@@ -211,32 +175,54 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     assert [step for step, _ in losses(made.folder)] == [1, 2, 3]
 
 
-def test_a_full_disk_leaves_the_checkpoint_before(
-    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Until then the system refuses to let a file grow beyond ``size`` bytes, as a full disk would."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path: Path, embedder_folder: Path) -> None:
     made = settings(tmp_path, embedder_folder, run={"steps": 4, "checkpoint_every": 2})
-    real = save_file
-
-    def full(tensors: dict[str, torch.Tensor], path: Path) -> None:
-        if "step-00000004" in str(path) and path.name == "optimizer.safetensors":
-            raise OSError(28, "No space left on device")
-        real(tensors, path)
-
-    monkeypatch.setattr(checkpoint, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    run = Run(made, trainer.make_objective(made, torch.device("cpu")), Ranks())
+    run._step(0)
+    run._step(1)
+    size = (checkpoint.all_checkpoints(made.folder)[-1] / "weights.safetensors").stat().st_size
+    with largest_file(size // 2), pytest.raises(CheckpointError, match=r"cannot be written: .*large.*make room"):
         train(made, show=False)
     assert [path.name for path in checkpoint.all_checkpoints(made.folder)] == ["step-00000002"]
-    monkeypatch.undo()
+    assert not made.output.exists()
     train(made, show=False)
-    assert made.output.exists()
+    alone = replace(made, output=tmp_path / "alone")
+    train(alone, show=False)
+    assert weights(made.output) == weights(alone.output)
+
+
+def test_an_export_to_a_full_disk_can_be_made_up(tmp_path: Path, embedder_folder: Path) -> None:
+    made = settings(tmp_path, embedder_folder, run={"steps": 1})
+    run = Run(made, trainer.make_objective(made, torch.device("cpu")), Ranks())
+    run._step(0)
+    with largest_file(100_000), pytest.raises(CheckpointError, match="cannot be written"):
+        train(made, show=False)
+    assert not made.output.exists()
+    train(made, show=False)
+    assert weights(made.output)
+
+
+def test_the_margin_comes_down_while_it_warms_up() -> None:
+    run = RunSettings(margin_warmup_steps=4)
+    margins = [settings_at(ContrastiveSettings(margin=0.1), step, run).margin for step in (0, 2, 4, 9)]
+    assert margins == pytest.approx([2.0, 1.05, 0.1, 0.1])  # cosines differ by 2 at most, so at first nothing is masked
 
 
 def test_bf16_products_train_fp32_weights(tmp_path: Path, embedder_folder: Path) -> None:
     made = settings(tmp_path, embedder_folder, run={"precision": "bfloat16", "steps": 3})
     objective = EmbedderObjective(made, torch.device("cpu"))
     exact = trainer.make_objective(replace(made, run=replace(made.run, precision="float32")), torch.device("cpu"))
-    from qwen3_embedding.training.distributed import Ranks
-
     one = objective.backward(0, made.run, Ranks())
     other = exact.backward(0, replace(made.run, precision="float32"), Ranks())
     assert one.loss == pytest.approx(other.loss, rel=0.02)
@@ -265,6 +251,38 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rate_factor(20, 20, made) == pytest.approx(0.1)
     assert rate_factor(12, 20, replace(made, schedule="linear")) == pytest.approx(0.55)
     assert rate_factor(19, 20, replace(made, schedule="constant")) == 1.0
+
+
+def test_figures_go_to_tensorboard(tmp_path: Path, embedder_folder: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    made = settings(tmp_path, embedder_folder, run={"steps": 3, "tensorboard": True})
+    write_records(tmp_path / "held.jsonl", pair_records()[:8])
+    held_out = HeldOutSettings(sources=(SourceSettings(path=tmp_path / "held.jsonl"),), every=3)
+    train(replace(made, held_out=held_out), show=False)
+    events = EventAccumulator(str(made.folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx([loss for _, loss in losses(made.folder)])
+    assert [event.step for event in events.Scalars("held/mrr@10")] == [3]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
+def test_weights_and_biases_is_an_extra(tmp_path: Path, embedder_folder: Path) -> None:
+    made = settings(tmp_path, embedder_folder, run={"steps": 1, "wandb": "mine"})
+    with pytest.raises(MissingExtraError, match=r"qwen3-embedding\[wandb\]"):
+        train(made, show=False)
+    assert not made.output.exists()
+
+
+def test_figures_go_to_weights_and_biases(
+    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    made = settings(tmp_path, embedder_folder, run={"steps": 2, "wandb": "mine"})
+    train(made, show=False)
+    (file,) = (made.folder / "wandb").glob("offline-run-*/*.wandb")
+    assert b"gradient_norm" in file.read_bytes()
 
 
 def test_masked_pairs_are_sampled(tmp_path: Path, embedder_folder: Path) -> None:

@@ -1,0 +1,303 @@
+"""The whole recipe: base, stage 1, mining, stage 2, merge, reranker, merge, evaluation, ablation card.
+
+    python recipes/pipeline/run.py recipes/pipeline/debug
+    python recipes/pipeline/run.py recipes/pipeline/nano --data RECORDS --evaluation TASKS
+
+The folder of recipes holds ``pipeline.toml`` and one file a stage: ``stage-1.toml``, ``mine-*.toml``,
+``stage-2-*.toml``, ``reranker-*.toml`` (and ``pretrain.toml`` where the base is first trained on plain texts).  Paths
+in them are relative to the pipeline's folder, but for ``data/``, which is the folder of records.  A stage whose output
+is there is skipped; a killed one goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+HERE = Path(__file__).resolve().parent
+FULL = "full"
+
+
+@dataclass(frozen=True)
+class BaseRecipe:
+    """The model that stage 1 starts from."""
+
+    start: Literal["random", "words"] = "random"
+    """Random weights as Qwen3 is initialised, or weights that retrieve by shared words (training/base.py)."""
+    vocab_size: int = 40000
+    hidden_size: int = 384
+    intermediate_size: int = 384
+    layers: int = 2
+    """Of random weights; those that retrieve by words have two."""
+    heads: int = 6
+    head_dim: int = 64
+    context: int = 32768
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class PipelineRecipe:
+    """What ``pipeline.toml`` says."""
+
+    folder: Path
+    base: BaseRecipe = field(default_factory=BaseRecipe)
+    merge: Literal["linear", "spherical-mean"] = "spherical-mean"
+    reranker_start: Literal["embedder", "matching"] = "embedder"
+    """The merged embedder itself, or layers that match words (training/matching.py)."""
+    made: bool = False
+    """Records and task in a made-up language (made.py), in place of ``--data`` and ``--evaluation``."""
+    instruction: str | None = None
+    """Of the evaluation, in place of the tasks' own."""
+    max_queries: int | None = None
+    candidates: int = 100
+
+
+def main() -> None:
+    """Run what is missing."""
+    from qwen3_embedding.config import load_toml
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipes", type=Path, help="folder of pipeline.toml and the stages' files")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of training records")
+    parser.add_argument("--evaluation", type=Path, nargs="*", default=[], help="held-out tasks, or folders of them")
+    parser.add_argument("--folder", type=Path, help="where to work, in place of the recipe's folder")
+    parser.add_argument("--threads", type=int, default=2, help="of torch; part of what makes the files the same")
+    arguments = parser.parse_args()
+
+    import torch
+
+    torch.set_num_threads(arguments.threads)
+    recipe = load_toml(arguments.recipes / "pipeline.toml", PipelineRecipe)
+    if arguments.folder:
+        recipe = dataclasses.replace(recipe, folder=arguments.folder)
+    if not recipe.made and not (arguments.data.is_dir() and arguments.evaluation):
+        parser.error("--data wants the folder of training records, --evaluation one or more held-out tasks")
+    pipeline = Pipeline(recipe, arguments.recipes, arguments.data, arguments.evaluation)
+    pipeline.run()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A step that leaves a file or folder."""
+
+    name: str
+    output: Path
+    make: Callable[[], object]
+
+
+class Pipeline:
+    """The stages of a folder of recipes."""
+
+    def __init__(self, recipe: PipelineRecipe, recipes: Path, data: Path, tasks: list[Path]) -> None:
+        self.recipe, self.recipes, self.folder = recipe, recipes, recipe.folder
+        self.data = self.folder / "data" if recipe.made else data
+        self.tasks = [self.data / "held-out"] if recipe.made else tasks
+        self.times = self.folder / "seconds.json"
+        self.start = self.folder / ("reranker-start" if recipe.reranker_start == "matching" else "embedder")
+
+    def run(self) -> None:
+        """Every stage that is missing, then the card."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for stage in self.stages():
+            if stage.output.exists():
+                print(f"{stage.name}: {stage.output} is there", file=sys.stderr)
+                continue
+            started = time.monotonic()
+            stage.make()
+            self._note(stage.name, time.monotonic() - started)
+        print((self.folder / "ablation.md").read_text(encoding="utf-8"))
+
+    def stages(self) -> Iterator[Stage]:
+        """All stages in order."""
+        if self.recipe.made:
+            yield Stage("data", self.data, self._make_data)
+        base = self.folder / "base"
+        yield Stage("base", base, lambda: self._make_base(base))
+        if (self.recipes / "pretrain.toml").exists():
+            yield self._training("pretrain", base, "pretrained")
+            base = self.folder / "pretrained"
+        yield self._training("stage-1", base, "stage-1")
+        for path in sorted(self.recipes.glob("mine-*.toml")):
+            yield self._mining(path)
+        yield from self._runs_and_merge("stage-2", self.folder / "stage-1", "", "embedder")
+        yield from self._runs_and_merge("stage-2", base, "-without-stage-1", "without-stage-1")
+        if self.recipe.reranker_start == "matching":
+            yield Stage("reranker-start", self.start, lambda: self._matching_start(self.start))
+        yield from self._runs_and_merge("reranker", self.start, "", "reranker")
+        yield Stage("ablation", self.folder / "ablation.md", self._make_card)
+
+    def names(self, kind: str) -> list[str]:
+        """The stage files of a kind."""
+        return sorted(path.stem for path in self.recipes.glob(f"{kind}-*.toml"))
+
+    def _runs_and_merge(self, kind: str, model: Path, suffix: str, merged: str) -> Iterator[Stage]:
+        """Differently weighted runs of one kind from one model, and their merge."""
+        for name in self.names(kind):
+            yield self._training(name, model, name + suffix)
+        sources = [self.folder / (name + suffix) for name in self.names(kind)]
+        yield Stage(f"merge {merged}", self.folder / merged, lambda: self._merge(sources, self.folder / merged))
+
+    def _training(self, recipe: str, model: Path, output: str) -> Stage:
+        return Stage(output, self.folder / output, lambda: self._train(recipe, model, self.folder / output))
+
+    def _train(self, recipe: str, model: Path, output: Path) -> None:
+        from qwen3_embedding.training.config import load_settings
+        from qwen3_embedding.training.trainer import train
+
+        settings = load_settings(self.recipes / f"{recipe}.toml")
+        data = dataclasses.replace(
+            settings.data,
+            sources=tuple(dataclasses.replace(s, path=self._placed(s.path)) for s in settings.data.sources),
+            cache=self.folder / "token-cache",
+        )
+        train(dataclasses.replace(settings, model=model, output=output, data=data), show=sys.stderr.isatty())
+
+    def _placed(self, path: Path) -> Path:
+        """A path of a recipe: ``data/...`` among the records, others in the pipeline's folder."""
+        if path.is_absolute():
+            return path
+        return self.data / Path(*path.parts[1:]) if path.parts[0] == "data" else self.folder / path
+
+    def _mining(self, path: Path) -> Stage:
+        from qwen3_embedding.config import load_toml
+        from qwen3_embedding.mining.recipe import MineRecipe
+
+        recipe = load_toml(path, MineRecipe)
+        placed = dataclasses.replace(
+            recipe,
+            records=tuple(map(self._placed, recipe.records)),
+            output=self._placed(recipe.output),
+            cache=self.folder / "mining-cache",
+        )
+        return Stage(path.stem, placed.output, lambda: self._mine(placed))
+
+    def _mine(self, recipe: Any) -> None:
+        from qwen3_embedding import Embedder
+        from qwen3_embedding.mining.mine import Models
+        from qwen3_embedding.mining.recipe import run
+
+        model, longest = self._placed(Path(recipe.encoder.model)), recipe.encoder.max_tokens
+        encoder = Embedder.from_pretrained(model, dtype="float32", max_tokens=longest)
+        run(recipe, Models(encoder, f"{encoder.fingerprint} {encoder.backbone.type_name} {encoder.max_tokens}"))
+
+    def _make_data(self) -> None:
+        sys.path.insert(0, str(HERE))
+        import made
+
+        shutil.rmtree(self.data.with_name(self.data.name + ".partial"), ignore_errors=True)
+        made.make(self.data)
+
+    def _make_base(self, output: Path) -> None:
+        from qwen3_embedding.training.base import BaseSettings, make_base
+
+        values = {k: v for k, v in dataclasses.asdict(self.recipe.base).items() if k not in ("start", "layers")}
+        if self.recipe.base.start == "words":
+            make_base(BaseSettings(output=output, data=self.data, **values))
+        else:
+            random_base(self.recipe.base, self.data, output)
+
+    def _matching_start(self, output: Path) -> None:
+        from qwen3_embedding.training.matching import MatchingSettings, matching_start
+
+        matching_start(MatchingSettings(source=self.folder / "embedder", output=output))
+
+    def _merge(self, sources: list[Path], output: Path) -> None:
+        from qwen3_embedding.merging.merge import merge
+        from qwen3_embedding.merging.settings import MergeSettings, Source
+
+        merge(MergeSettings(self.recipe.merge, tuple(map(Source, sources)), output))
+
+    def _make_card(self) -> None:
+        """Evaluate every row, and write ``ablation.json`` and ``ablation.md``."""
+        from qwen3_embedding.evaluation.ablation import ablation_card
+
+        first, rerankers = self.names("stage-2")[0], self.names("reranker")
+        rows = {
+            "before training": ("pretrained" if (self.folder / "pretrained").exists() else "base", None),
+            "stage 1 only": ("stage-1", None),
+            "without stage 1": ("without-stage-1", None),
+            "without merging": (first, None),
+            **{f"without merging, {name}": (name, None) for name in self.names("stage-2")[1:]},
+            FULL: ("embedder", None),
+            "full, reranked before training": ("embedder", self.start.name),
+            **{f"full, reranked by {name}": ("embedder", name) for name in rerankers},
+            "full, reranked by the merged reranker": ("embedder", "reranker"),
+        }
+        reports = {name: self._report(*models) for name, models in rows.items()}
+        notes = {
+            "runs merged": ", ".join(self.names("stage-2")) + "; " + ", ".join(rerankers),
+            "merged by": self.recipe.merge,
+            "hard negatives": "mined by the model of stage 1, in every row",
+            "seconds": json.dumps(json.loads(self.times.read_text())),
+        }
+        card = ablation_card(reports, FULL, notes)
+        for name, text in (("json", json.dumps(card.to_mapping(), indent=2) + "\n"), ("md", card.to_markdown())):
+            beside = self.folder / f"ablation.{name}.partial"
+            beside.write_text(text, encoding="utf-8")
+            os.replace(beside, self.folder / f"ablation.{name}")
+
+    def _report(self, embedder: str, reranker: str | None) -> Any:
+        from qwen3_embedding import Embedder, Reranker
+        from qwen3_embedding.evaluation.run import evaluate
+        from qwen3_embedding.evaluation.tasks import TaskSettings
+
+        encoder = Embedder.from_pretrained(self.folder / embedder, dtype="float32")
+        scorer = Reranker.from_pretrained(self.folder / reranker, dtype="float32") if reranker else None
+        settings = TaskSettings(
+            candidates=self.recipe.candidates,
+            instruction=self.recipe.instruction,
+            max_queries=self.recipe.max_queries,
+        )
+        out = self.folder / "evaluation" / (embedder + (f"+{reranker}" if reranker else ""))
+        return evaluate(self.tasks, encoder, scorer, settings, out).report("reranker" if reranker else "embedder")
+
+    def _note(self, name: str, seconds: float) -> None:
+        times = json.loads(self.times.read_text()) if self.times.exists() else {}
+        times[name] = round(times.get(name, 0) + seconds, 1)
+        self.times.write_text(json.dumps(times, indent=2) + "\n")
+        print(f"{name}: {seconds:.0f} s", file=sys.stderr)
+
+
+def random_base(recipe: BaseRecipe, data: Path, output: Path) -> None:
+    """A vocabulary trained on the records and random weights."""
+    from itertools import islice
+
+    from qwen3_embedding.data.files import read_records, record_files
+    from qwen3_embedding.inputs.tokenizer import Tokenizer
+    from qwen3_embedding.model.backbone import Backbone
+    from qwen3_embedding.model.config import BackboneConfig
+    from qwen3_embedding.training.export import export_embedder
+    from qwen3_embedding.training.vocabulary import train_vocabulary, write_tokenizer
+
+    records = (record for file in record_files(data) for record in islice(read_records(file), 40_000))
+    texts = (text[:400] for record in records for text in (record.query, record.positives[0]))
+    vocabulary = output.with_name(output.name + ".vocabulary")
+    write_tokenizer(vocabulary, train_vocabulary(texts, recipe.vocab_size))
+    tokenizer = Tokenizer.from_folder(vocabulary)
+    config = BackboneConfig(
+        vocab_size=tokenizer.vocab_size,
+        hidden_size=recipe.hidden_size,
+        intermediate_size=recipe.intermediate_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
+        head_dim=recipe.head_dim,
+        max_position_embeddings=recipe.context,
+    )
+    beside = output.with_name(output.name + ".partial")
+    shutil.rmtree(beside, ignore_errors=True)
+    export_embedder(beside, Backbone(config).initialize(recipe.seed), vocabulary, "float32", tokenizer.end_id)
+    beside.rename(output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""The verb: record files in, clean ones and a report out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from qwen3_embedding.cli import main
+from qwen3_embedding.data import Record, read_records, write_records
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    task = tmp_path / "tasks" / "quiz"
+    (task / "qrels").mkdir(parents=True)
+    (task / "corpus.jsonl").write_text(
+        '{"_id": "d1", "text": "Goethe wrote Faust over sixty years"}\n'
+        '{"_id": "d2", "text": "nobody asks for this text"}\n'
+    )
+    (task / "queries.jsonl").write_text('{"_id": "q1", "text": "who wrote Faust?"}\n')
+    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    pairs = tmp_path / "tasks" / "alike"
+    pairs.mkdir()
+    (pairs / "dataset.json").write_text('{"kind": "sts"}')
+    (pairs / "pairs.tsv").write_text(
+        "score\tsentence1\tsentence2\n1.0\ta bird sings in the tree\tbirds sing in trees\n"
+    )
+    write_records(
+        tmp_path / "records" / "one.jsonl.xz",
+        [
+            Record("WHO wrote  Faust?", ("an answer",), "retrieval", "web"),
+            Record("something else", ("nobody asks for this text",), "retrieval", "web"),
+            Record("a bird", ("a bird sings in the tree",), "retrieval", "zoo"),
+        ],
+    )
+    write_records(tmp_path / "records" / "two.jsonl", [Record("q", ("d",), "retrieval", "web")])
+    return tmp_path
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["qwen3-embedding", "decontaminate", *arguments])
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_clean_records_and_a_report(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records, tasks, out = (str(place / name) for name in ("records", "tasks", "clean"))
+    assert run(monkeypatch, records, "--against", tasks, "--out", out, "--json") == 0
+    captured = capsys.readouterr()
+    assert "one.jsonl.xz: 3 records, 2 dropped" in captured.err
+    report = json.loads(captured.out)
+    assert (report["seen"], report["dropped"], report["by_set"]) == (4, 2, {"quiz": 1, "alike": 1})
+    kept = list(read_records(place / "clean" / "one.jsonl.xz"))
+    assert [record.positives for record in kept] == [("nobody asks for this text",)]
+    assert len(list(read_records(place / "clean" / "two.jsonl"))) == 1
+    written = json.loads((place / "clean" / "decontamination.json").read_text())
+    assert written["settings"]["run_words"] == 13
+    assert [sample["evaluation_text"] for sample in written["samples"]] == [
+        "who wrote Faust?",
+        "a bird sings in the tree",
+    ]
+
+
+def test_the_records_themselves_are_not_replaced(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (place / "records" / "two.jsonl").read_bytes()
+    records = str(place / "records")
+    assert run(monkeypatch, records, "--against", str(place / "tasks"), "--out", records) == 2
+    assert "would be replaced" in capsys.readouterr().err
+    assert run(monkeypatch, records, records, "--against", str(place / "tasks"), "--out", str(place / "x")) == 2
+    assert "two files are called one.jsonl.xz" in capsys.readouterr().err
+    assert (place / "records" / "two.jsonl").read_bytes() == before
+
+
+def test_what_is_no_task_is_refused(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, str(place / "records"), "--against", str(place / "absent"), "--out", str(place / "x")) == 3
+    assert "no such folder" in capsys.readouterr().err
+    assert not (place / "x").exists()
