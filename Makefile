@@ -38,9 +38,11 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+# Test files side by side, so many at a time.
+PROCESSES ?= 2
 # One thread: tests that compare bytes between processes need the same number of threads in each.
 unit: $(VENV)/.test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 # The bundled models, made again from the training records (see docs/nano.md)
 DATA ?= data

@@ -103,6 +103,7 @@ def install() -> None:
         beside = ASSETS / f"{name}.partial"
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(RUNS / name, beside)
+        shutil.copyfile(ASSETS / name / "LICENSE", beside / "LICENSE")
         shutil.rmtree(ASSETS / name, ignore_errors=True)
         os.rename(beside, ASSETS / name)
 
