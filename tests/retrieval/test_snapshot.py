@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,8 @@ def test_check_prints_recall_against_the_exact_search(tmp_path: Path, first_pass
 
 def test_check_counts_what_is_missed(tmp_path: Path) -> None:
     index = make(tmp_path / "i", "hnsw-sq")
+    while index._state() is None:  # just behind a change the snapshot is opened anew for every search
+        time.sleep(0.01)
     snapshot = index._snapshot()
     assert snapshot is not None
 
