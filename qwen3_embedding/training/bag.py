@@ -2,7 +2,7 @@
 
 For a backbone in the form of :mod:`qwen3_embedding.training.words` the vector of a text is the normalised sum of its
 words' vectors, so the table can be trained without running the layers: a step costs what looking up the rows and
-comparing the sums costs, a hundredth of the forward pass, and batches of thousands of pairs take a second on a
+comparing the sums costs, and batches of thousands of pairs take a second on a
 processor.  Data, loss, optimizer, checkpoints and resume are those of every embedder.  What is exported runs through
 the layers and gives the same vectors.
 """
