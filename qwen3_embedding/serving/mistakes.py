@@ -37,7 +37,7 @@ class Likeness:
     """What an answer resembles most."""
 
     mistake: str
-    """``RIGHT``, a mistake, or "unknown"."""
+    """``RIGHT``, a mistake (several, where the model gives the same for them), or "unknown"."""
     distance: float
     """From the right answer."""
     nearest: float
@@ -63,7 +63,8 @@ def resemble(got: FloatArray, variants: Variants, kind: str) -> Likeness:
     if best == RIGHT:
         return Likeness(RIGHT if right <= FAR[kind] else "unknown", right, right)
     if nearest <= right / 4 and nearest <= FAR[kind]:
-        return Likeness(best, right, nearest)
+        equal = [name for name in far if name != RIGHT and far[name] <= nearest + 1e-9]
+        return Likeness("; or ".join(equal), right, nearest)
     return Likeness(RIGHT if right <= FAR[kind] else "unknown", right, nearest)
 
 

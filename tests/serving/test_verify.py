@@ -60,7 +60,8 @@ class Wrong:
             return self.embedder.embed_tokens([cut(how, one, end, limit) for one in ids])
         if how == "padded":  # to the longest, and the padding is read
             longest = max(map(len, ids))
-            return self.embedder.embed_tokens([[*one, *[end] * (longest - len(one) + 1)] for one in ids])
+            pad = self.embedder.tokenizer.token_ids(["pad"])[0][0]
+            return self.embedder.embed_tokens([[*one, *[pad] * (longest - len(one)), end] for one in ids])
         rows = self.embedder.embed_documents(texts)
         if how == "sorted":
             return rows[np.argsort([-len(text) for text in texts], kind="stable")]
