@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from qwen3_embedding.training import grad_cache
 from qwen3_embedding.training.batches import Ids
 from qwen3_embedding.training.config import RunSettings, TrainingSettings
+from qwen3_embedding.training.contrastive import LossReport
 from qwen3_embedding.training.distributed import Ranks
-from qwen3_embedding.training.embedder import EmbedderObjective, batch_share, settings_at
+from qwen3_embedding.training.embedder import (
+    EmbedderObjective,
+    across_ranks,
+    batch_share,
+    settings_at,
+    step_report,
+)
 from qwen3_embedding.training.export import export_embedder
 from qwen3_embedding.training.objective import StepReport
 from qwen3_embedding.training.words import one_token, word_vectors, write_words
@@ -41,7 +48,7 @@ class BagObjective(EmbedderObjective):
         super().__init__(settings, device)
         self.markers = [one_token(self.tokenizer, text) for text in ("Instruct", "Query")]
         self.table = nn.Parameter(word_vectors(self.backbone))
-        write_words(self.backbone, self.tokenizer, self.table.detach(), settings.run.seed)
+        self._put_words()
 
     @property
     def parameters(self) -> Mapping[str, nn.Parameter]:
@@ -62,26 +69,14 @@ class BagObjective(EmbedderObjective):
         mine = batch_share(batch, ranks)
         sequences = [self._heard(ids) for ids in batch.sequences]
         own = self._sums([sequences[index] for index in mine])
-        everyone = own.detach()
-        if ranks.size > 1:
-            everyone = own.new_zeros(len(sequences), own.shape[1])
-            everyone[mine] = own.detach()
-            everyone = ranks.sum(everyone)
-        everyone.requires_grad_()
-        report = self._loss(batch, everyone, settings_at(self.settings.loss, step, run), ranks)
-        (gradient,) = torch.autograd.grad(report.loss, everyone)
-        torch.autograd.backward(own, gradient if ranks.size == 1 else ranks.sum(gradient.contiguous())[mine])
-        return StepReport(
-            group=batch.group,
-            loss=float(ranks.sum(report.loss.detach().clone())),
-            tokens=sum(len(sequences[index]) for index in mine),
-            texts=len(mine),
-            epoch=batch.epoch,
-            masked_fraction=report.masked_fraction,
-            masked=report.masked,
-            candidates=report.candidates,
-            by_dimension=report.by_dimension,
-        )
+        settings = settings_at(self.settings.loss, step, run)
+
+        def loss_of(vectors: Tensor) -> LossReport:
+            return self._loss(batch, vectors, settings, ranks)
+
+        report, gradient = across_ranks(own.detach(), mine, len(sequences), loss_of, ranks)
+        torch.autograd.backward(own, gradient)
+        return step_report(batch, report, sum(len(sequences[index]) for index in mine), len(mine), ranks)
 
     def export(self, folder: Path) -> None:
         """The layers that sum these words."""

@@ -84,21 +84,10 @@ class EmbedderObjective:
         def loss_of(vectors: Tensor) -> LossReport:
             return self._loss(batch, vectors, settings, ranks)
 
-        report, gradient = across_ranks(chunks, mine, len(sequences), loss_of, ranks)
+        report, gradient = across_ranks(grad_cache.gather(chunks), mine, len(sequences), loss_of, ranks)
         grad_cache.backward_chunks(encode, chunks, gradient)
         make_dense(self.backbone.embed_tokens.weight)
-        loss = ranks.sum(report.loss.detach().clone())
-        return StepReport(
-            group=batch.group,
-            loss=float(loss),
-            tokens=sum(chunk.packed.n_tokens for chunk in chunks),
-            texts=len(mine),
-            epoch=batch.epoch,
-            masked_fraction=report.masked_fraction,
-            masked=report.masked,
-            candidates=report.candidates,
-            by_dimension=report.by_dimension,
-        )
+        return step_report(batch, report, sum(chunk.packed.n_tokens for chunk in chunks), len(mine), ranks)
 
     def _encoder(self, run: RunSettings) -> grad_cache.Encode:
         return pooled_encoder(self.backbone, run)
@@ -252,17 +241,42 @@ def batch_share(batch: TrainBatch, ranks: Ranks) -> list[int]:
     return [*rows, *(n + row for row in rows), *negatives]
 
 
-def across_ranks(
-    chunks: list[grad_cache.Chunk], mine: list[int], total: int, loss_of: Callable[[Tensor], LossReport], ranks: Ranks
-) -> tuple[LossReport, Tensor]:
-    """Phase 2 over the vectors of all ranks: gathered, differentiated, the gradients summed for their owners."""
-    if ranks.size == 1:
-        return grad_cache.vector_gradients(chunks, loss_of)
+def step_report(batch: TrainBatch, report: LossReport, tokens: int, texts: int, ranks: Ranks) -> StepReport:
+    """What a step did: the loss of all ranks, the tokens and texts of this one."""
+    return StepReport(
+        group=batch.group,
+        loss=float(ranks.sum(report.loss.detach().clone())),
+        tokens=tokens,
+        texts=texts,
+        epoch=batch.epoch,
+        masked_fraction=report.masked_fraction,
+        masked=report.masked,
+        candidates=report.candidates,
+        by_dimension=report.by_dimension,
+    )
 
-    own = grad_cache.gather(chunks)
-    everyone = own.new_zeros(total, *own.shape[1:])
-    everyone[mine] = own
-    everyone = ranks.sum(everyone).requires_grad_()
+
+def across_ranks(
+    own: Tensor, mine: list[int], total: int, loss_of: Callable[[Tensor], LossReport], ranks: Ranks
+) -> tuple[LossReport, Tensor]:
+    """Phase 2: this rank's vectors gathered with the others', differentiated, the gradients summed for their owners.
+
+    Args:
+        own: (m, D) vectors of this rank, without graph.
+        mine: (m,) their places in the global batch.
+        total: vectors of the global batch.
+        loss_of: this rank's share of the loss over the (total, D) vectors.
+        ranks: the processes.
+
+    Returns:
+        The loss of ``loss_of`` and the (m, D) gradient of all ranks' losses.
+    """
+    everyone = own
+    if ranks.size > 1:
+        everyone = own.new_zeros(total, *own.shape[1:])
+        everyone[mine] = own
+        everyone = ranks.sum(everyone)
+    everyone.requires_grad_()
     report: LossReport = loss_of(everyone)
     (gradient,) = torch.autograd.grad(report.loss, everyone)
-    return report, ranks.sum(gradient.contiguous())[mine]
+    return report, gradient if ranks.size == 1 else ranks.sum(gradient.contiguous())[mine]

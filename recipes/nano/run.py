@@ -63,15 +63,13 @@ def stages(data: Path) -> Iterator[tuple[str, Path, Callable[[], object]]]:
 
 def mine(recipe: Path, data: Path) -> None:
     """Run a mining recipe with its records taken from ``data``."""
+    from qwen3_embedding.cli.mine import models
     from qwen3_embedding.config import load_toml
-    from qwen3_embedding.inference.embedder import Embedder
-    from qwen3_embedding.mining.mine import Models
     from qwen3_embedding.mining.recipe import MineRecipe, run
 
     settings = load_toml(recipe, MineRecipe)
-    encoder = Embedder.from_pretrained(settings.encoder.model, max_tokens=settings.encoder.max_tokens)
     records = tuple(moved(path, data) for path in settings.records)
-    run(dataclasses.replace(settings, records=records), Models(encoder, encoder.fingerprint), log=print)
+    run(dataclasses.replace(settings, records=records), models(settings), log=print)
 
 
 def train(recipe: Path, data: Path) -> None:
