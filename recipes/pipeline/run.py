@@ -181,13 +181,12 @@ class Pipeline:
         return Stage(path.stem, placed.output, lambda: self._mine(placed))
 
     def _mine(self, recipe: Any) -> None:
-        from qwen3_embedding import Embedder
-        from qwen3_embedding.mining.mine import Models
+        from qwen3_embedding.cli.mine import models
         from qwen3_embedding.mining.recipe import run
 
-        model, longest = self._placed(Path(recipe.encoder.model)), recipe.encoder.max_tokens
-        encoder = Embedder.from_pretrained(model, dtype="float32", max_tokens=longest)
-        run(recipe, Models(encoder, f"{encoder.fingerprint} {encoder.backbone.type_name} {encoder.max_tokens}"))
+        model = str(self._placed(Path(recipe.encoder.model)))
+        encoder = dataclasses.replace(recipe.encoder, model=model, dtype="float32")
+        run(recipe, models(dataclasses.replace(recipe, encoder=encoder)))
 
     def _make_data(self) -> None:
         sys.path.insert(0, str(HERE))
