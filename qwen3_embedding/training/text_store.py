@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from array import array
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ from qwen3_embedding.data.files import PlainText, file_hash, read_texts, record_
 from qwen3_embedding.errors import DataError
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.training.config import Learn, SourceSettings
+from qwen3_embedding.training.token_store import write_store
 from qwen3_embedding.types import IntArray
 
 VERSION = 1
@@ -127,7 +126,6 @@ def _texts(lines: Iterator[Record | PlainText]) -> Iterator[_Item]:
 
 
 def _write(folder: Path, items: list[_Item], tokenizer: Tokenizer, inputs: dict[str, Any]) -> None:
-    """Tokenise beside, then rename, so that a store is there whole or not at all."""
     ids, bounds, starts = array("i"), array("q", [0]), array("q", [0])
     languages = list(dict.fromkeys(item.language for item in items))
     code = {name: number for number, name in enumerate(languages)}
@@ -146,16 +144,4 @@ def _write(folder: Path, items: list[_Item], tokenizer: Tokenizer, inputs: dict[
         "tasks": np.array([item.task for item in items], dtype=np.int8),
         "languages": np.array([code[item.language] for item in items], dtype=np.int32),
     }
-    beside = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    for name in ARRAYS:
-        np.save(beside / f"{name}.npy", arrays[name], allow_pickle=False)
-    meta = {"languages": languages, "inputs": inputs}
-    (beside / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
-    try:
-        os.rename(beside, folder)
-    except OSError:
-        if not (folder / "meta.json").exists():  # else another process was first with the same content
-            raise
-        shutil.rmtree(beside)
+    write_store(folder, arrays, {"languages": languages, "inputs": inputs})

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from qwen3_embedding.errors import DataError
 from qwen3_embedding.inputs.prompts import query_prefix
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.training.config import SourceSettings
-from qwen3_embedding.types import IntArray
+from qwen3_embedding.types import FloatArray, IntArray
 
 VERSION = 1
 BATCH_RECORDS = 2048
@@ -166,7 +166,6 @@ class _Columns:
 def _write(
     folder: Path, records: list[Record], tokenizer: Tokenizer, settings: StoreSettings, inputs: dict[str, Any]
 ) -> None:
-    """Tokenise beside, then rename, so that a store is there whole or not at all."""
     columns, languages, prefixes = _Columns(), _Codes(), _Codes()
     prefix_ids: list[list[int]] = []
     cut = 0
@@ -182,12 +181,23 @@ def _write(
             cut += _add(columns, record, encoded, prefix_ids[code], settings.max_tokens)
             columns.prefixes.append(code)
             columns.languages.append(languages.code(record.language or ""))
+    arrays = {name: np.asarray(getattr(columns, name)) for name in ARRAYS}
+    meta = {"languages": languages.names, "prefixes": prefix_ids, "cut_texts": cut, "inputs": inputs}
+    write_store(folder, arrays, meta)
+
+
+def write_store(folder: Path, arrays: Mapping[str, IntArray | FloatArray], meta: Mapping[str, Any]) -> None:
+    """Write ``NAME.npy`` of each array and ``meta.json`` beside, then rename, so that a store is there whole or not at
+    all; of processes that write the same store one is first and the others leave it.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
     beside = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
-    for name in ARRAYS:
-        np.save(beside / f"{name}.npy", np.asarray(getattr(columns, name)), allow_pickle=False)
-    meta = {"languages": languages.names, "prefixes": prefix_ids, "cut_texts": cut, "inputs": inputs}
+    for name, values in arrays.items():
+        np.save(beside / f"{name}.npy", values, allow_pickle=False)
     (beside / "meta.json").write_text(json.dumps(meta, ensure_ascii=False), encoding="utf-8")
     try:
         os.rename(beside, folder)
