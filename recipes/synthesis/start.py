@@ -18,6 +18,7 @@ from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.layers import Layer
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training.export import export_language_model
+from qwen3_embedding.training.words import silence
 
 HEAD_DIM = 64
 
@@ -57,13 +58,7 @@ def make_start(embedder: Path, output: Path, layers: int = 2, seed: int = 0) -> 
 
 def begin_layer(layer: Layer, copies: bool, generator: torch.Generator) -> None:
     """Random projections of unit gain that add nothing; or attention that adds what it looks at, at its own length."""
-    for name, parameter in layer.named_parameters():
-        if parameter.ndim == 1:
-            parameter.fill_(1.0)
-        elif name.endswith(("o_proj.weight", "down_proj.weight")):
-            parameter.zero_()
-        else:
-            parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+    silence(layer, generator)
     if copies:
         size = layer.self_attn.v_proj.weight.shape[1]
         layer.self_attn.v_proj.weight.copy_(torch.eye(size))
