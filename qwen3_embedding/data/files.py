@@ -28,13 +28,16 @@ def read_records(path: str | Path) -> Iterator[Record]:
     Raises:
         DataError: no such file, an unknown suffix, a torn file, or a line that is no record (file, line, reason).
     """
-    path = Path(path)
+    for where, raw in _rows(Path(path), "records"):
+        yield from_mapping(raw, where)
+
+
+def _rows(path: Path, wanted: str) -> Iterator[tuple[str, Any]]:
+    """Each row as plain values, with the file and line that it stands in."""
     _check_suffix(path)
     if not path.is_file():
-        raise DataError(f"{path}: no such file; wanted records as {', '.join(SUFFIXES)}")
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_lines(path)
-    for where, raw in rows:
-        yield from_mapping(raw, where)
+        raise DataError(f"{path}: no such file; wanted {wanted} as {', '.join(SUFFIXES)}")
+    return _parquet_rows(path) if path.suffix == ".parquet" else _json_lines(path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +54,7 @@ def read_texts(path: str | Path) -> Iterator[Record | PlainText]:
     Raises:
         DataError: as :func:`read_records`, or a text that is none.
     """
-    path = Path(path)
-    _check_suffix(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; wanted records or texts as {', '.join(SUFFIXES)}")
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _json_lines(path)
-    for where, raw in rows:
+    for where, raw in _rows(Path(path), "records or texts"):
         if isinstance(raw, dict) and "text" in raw and "query" not in raw:
             yield _plain_text(raw, where)
         else:
