@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -26,6 +26,8 @@ from qwen3_embedding.types import FloatArray, Precision, Vectors
 
 WINDOW_TEXTS = 16384
 """Texts that are sorted by length and computed together; the next as many are tokenised meanwhile."""
+WINDOW_CHARACTERS = 1 << 20
+"""On a GPU, where a window of many long texts would keep the chip waiting for its tokens."""
 
 
 class Embedder:
@@ -199,25 +201,49 @@ class Embedder:
 
         All tokens are counted for the warning; only two windows of them are held.
         """
-        windows = [texts[start : start + WINDOW_TEXTS] for start in range(0, len(texts), WINDOW_TEXTS)] or [[]]
+        windows = cut_windows(texts, self.backbone.device.type == "cuda")
         if len(windows) == 1:
             encoded = tokenize(windows[0])
             return encoded, self.embed_tokens(encoded.ids, progress)
-        vectors, cut = np.empty((len(texts), self.dimensions), dtype=np.float32), list[int]()
-        with ThreadPoolExecutor(1) as thread, show_progress(progress, len(texts)) as advance:
+        vectors, cut, done = np.empty((len(texts), self.dimensions), dtype=np.float32), list[int](), 0
+
+        def encoded_windows(thread: ThreadPoolExecutor) -> Iterator[tuple[list[list[int]], None]]:
             coming = thread.submit(tokenize, windows[0])
             for number in range(len(windows)):
                 encoded = coming.result()
                 if number + 1 < len(windows):
                     coming = thread.submit(tokenize, windows[number + 1])
-                done = number * WINDOW_TEXTS
-                vectors[done : done + len(encoded.ids)] = self.runner.run(encoded.ids, advance=advance)
-                cut += encoded.cut_tokens
+                cut.extend(encoded.cut_tokens)
+                yield encoded.ids, None
+
+        def keep(rows: FloatArray) -> None:
+            nonlocal done
+            vectors[done : done + len(rows)] = rows
+            done += len(rows)
+
+        with ThreadPoolExecutor(1) as thread, show_progress(progress, len(texts)) as advance:
+            self.runner.run_windows(encoded_windows(thread), keep, advance)
         return Encoded([[]] * len(texts), cut), vectors
 
     def __repr__(self) -> str:
         where = f"{self.backbone.type_name} on {self.backbone.device}, {describe(self.backbone)}"
         return f"Embedder({self.name!r}, {self.dimensions} dimensions, {where})"
+
+
+def cut_windows(texts: list[str], small: bool) -> list[list[str]]:
+    """At most :data:`WINDOW_TEXTS` a window; ``small``: at most about :data:`WINDOW_CHARACTERS` too, the first one a
+    quarter of that, so that a fast device soon has something to do."""
+    if not small:
+        return [texts[start : start + WINDOW_TEXTS] for start in range(0, len(texts), WINDOW_TEXTS)] or [[]]
+    windows: list[list[str]] = [[]]
+    room = WINDOW_CHARACTERS // 4
+    for text in texts:
+        if windows[-1] and (len(text) > room or len(windows[-1]) == WINDOW_TEXTS):
+            windows.append([])
+            room = WINDOW_CHARACTERS
+        windows[-1].append(text)
+        room -= len(text)
+    return windows
 
 
 def cut_dimensions(vectors_ND: FloatArray, dimensions: int) -> FloatArray:

@@ -108,6 +108,35 @@ class RunSettings:
         return cls(default if batch_tokens is None else batch_tokens, reproducible=reproducible)
 
 
+@dataclass
+class _Window:
+    """Sequences that are batched together, and the rows that are there so far."""
+
+    distinct: list[Sequence[int]]
+    place: list[int]
+    """Where each of the caller's sequences is among them."""
+    rows: FloatArray | None = None
+    done: int = 0
+
+    @property
+    def repeats(self) -> int:
+        """Sequences that are equal to an earlier one."""
+        return len(self.place) - len(self.distinct)
+
+    def add(self, batch: list[int], result: FloatArray) -> bool:
+        """Keep a batch's rows; whether it was the last."""
+        if self.rows is None:
+            self.rows = np.empty((len(self.distinct), *result.shape[1:]), dtype=np.float32)
+        self.rows[batch] = result
+        self.done += len(batch)
+        return self.done == len(self.distinct)
+
+    def result(self) -> FloatArray:
+        """One row for each of the caller's sequences."""
+        assert self.rows is not None
+        return np.asarray(self.rows[self.place])
+
+
 class Runner:
     """Runs a backbone over any number of token sequences."""
 
@@ -137,37 +166,53 @@ class Runner:
         Raises:
             NumericalError: rows that are not finite even in float32.
         """
-        self._check_ids(sequences)
-        distinct, place, group_of = _distinct(sequences, groups)
-        lengths = np.asarray([len(sequence) for sequence in distinct])
-        batches: Iterable[list[int]]
-        if self.settings.reproducible and self.backbone.native is None:
-            batches = ([number] for number in range(len(distinct)))
-        else:
-            batches = plan_batches(lengths, self.settings.batch_tokens, _shared_tokens(distinct), group_of)
-        rows: FloatArray | None = None
-        with show_progress(progress, len(distinct)) as shown, torch.inference_mode():
-            for batch, result in self._results(distinct, batches):
-                if rows is None:
-                    rows = np.empty((len(distinct), *result.shape[1:]), dtype=np.float32)
-                rows[batch] = result
-                (advance or shown)(len(batch))
-        assert rows is not None
-        return rows[place]
+        rows: list[FloatArray] = []
+        with show_progress(progress, len(sequences)) as shown:
+            self.run_windows([(sequences, groups)], rows.append, advance or shown)
+        return rows[0]
 
-    def _results(
-        self, distinct: list[Sequence[int]], batches: Iterable[list[int]]
-    ) -> Iterator[tuple[list[int], FloatArray]]:
+    def run_windows(
+        self,
+        windows: Iterable[tuple[Sequence[Sequence[int]], Sequence[int] | None]],
+        emit: Callable[[FloatArray], None],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Like :meth:`run` for several lists of sequences and their groups, one after the other: ``emit`` gets each
+        one's rows, in order. A GPU goes on from one to the next without a break: the next list is asked for while the
+        chip computes the last batches of the one before."""
+        with torch.inference_mode():
+            for window, batch, result in self._results(self._work(windows)):
+                advance(len(batch))
+                if window.add(batch, result):
+                    advance(window.repeats)
+                    emit(window.result())
+
+    def _work(
+        self, windows: Iterable[tuple[Sequence[Sequence[int]], Sequence[int] | None]]
+    ) -> Iterator[tuple[_Window, list[int]]]:
+        """The batches of each window."""
+        for sequences, groups in windows:
+            self._check_ids(sequences)
+            distinct, place, group_of = _distinct(sequences, groups)
+            window = _Window(distinct, place)
+            if self.settings.reproducible and self.backbone.native is None:
+                yield from ((window, [number]) for number in range(len(distinct)))
+                continue
+            lengths = np.asarray([len(sequence) for sequence in distinct])
+            for batch in plan_batches(lengths, self.settings.batch_tokens, _shared_tokens(distinct), group_of):
+                yield window, batch
+
+    def _results(self, work: Iterable[tuple[_Window, list[int]]]) -> Iterator[tuple[_Window, list[int], FloatArray]]:
         """Each batch and its rows. On a GPU some batches are under way at a time: the host packs the next ones while
         the chip computes, and waits only for the oldest one's copy."""
         ahead = batches_ahead(self.backbone.device)
-        under_way: deque[tuple[list[int], HostCopy]] = deque()
-        for batch in batches:
-            under_way.append((batch, self._start([distinct[i] for i in batch])))
+        under_way: deque[tuple[_Window, list[int], HostCopy]] = deque()
+        for window, batch in work:
+            under_way.append((window, batch, self._start([window.distinct[i] for i in batch])))
             if len(under_way) > ahead:
-                yield self._finished(distinct, *under_way.popleft())
+                yield self._finished(*under_way.popleft())
         while under_way:
-            yield self._finished(distinct, *under_way.popleft())
+            yield self._finished(*under_way.popleft())
 
     def _start(self, sequences: list[Sequence[int]]) -> HostCopy:
         if self.graphs is not None and len(sequences) == 1 and self.graphs.takes(len(sequences[0])):
@@ -175,14 +220,12 @@ class Runner:
         packed = pack(sequences, share_prefixes=self.settings.share_prefixes)
         return HostCopy(self._rows(self.backbone(packed)))
 
-    def _finished(
-        self, distinct: list[Sequence[int]], batch: list[int], copy: HostCopy
-    ) -> tuple[list[int], FloatArray]:
+    def _finished(self, window: _Window, batch: list[int], copy: HostCopy) -> tuple[_Window, list[int], FloatArray]:
         result = copy.wait()
         broken = np.flatnonzero(~np.isfinite(result.reshape(len(result), -1)).all(axis=1))
         if broken.size:
-            result[broken] = self._wider([distinct[batch[i]] for i in broken])
-        return batch, result
+            result[broken] = self._wider([window.distinct[batch[i]] for i in broken])
+        return window, batch, result
 
     def compile(self, graphs: bool = True) -> None:
         """Compile the layers for this GPU, and record the pass of single short texts; see :mod:`model.fused`.

@@ -7,10 +7,12 @@ variable-length kernel call on GPU.  Both are exact; tests hold each against the
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,8 @@ from qwen3_embedding.inputs.packing import PackedBatch
 from qwen3_embedding.model.transfer import to_device
 from qwen3_embedding.types import IntArray
 
+EVEN_ROWS = 16384
+"""Rows from which sequences of one length are worth a kernel that has to plan for their shape."""
 MAX_MASKED_QUERIES = 1024
 """Queries behind a context need a mask of queries x keys; runs longer than this are cut, so it stays small."""
 
@@ -68,6 +72,13 @@ class AttentionPlan:
     """(runs + 1,) int32 bounds of the runs among the keys."""
     max_query_length: int
     max_key_length: int
+
+    @property
+    def even(self) -> Block | None:
+        """The only block, where all rows are whole sequences of one length."""
+        block = self.blocks[0] if len(self.blocks) == 1 else None
+        alike = block is not None and block.key_rows is None and block.query_length == block.key_length
+        return block if alike and self.query_rows is None else None
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
@@ -251,10 +262,34 @@ def _end_aligned_mask(queries: int, keys: int, device: torch.device) -> Tensor:
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
+def _even(query_RHd: Tensor, key_TKd: Tensor, value_TKd: Tensor, block: Block) -> Tensor:
+    """Sequences of one length, on cuDNN's kernel where it takes them: 0.35 ms against the variable-length kernel's 0.92
+    for 128 texts of 512 tokens at the 0.6B width on an H200. It plans each new shape, so small batches do without."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    query, key, value = (_heads_first(rows, block.count) for rows in (query_RHd, key_TKd, value_TKd))
+    gqa = query.shape[1] != key.shape[1]
+    with sdpa_kernel([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True):
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=gqa)
+    return out.transpose(1, 2).reshape(query_RHd.shape)
+
+
+@lru_cache
+def _grouped(grouped: bool) -> dict[str, Any]:
+    """What tells the kernel that heads share keys; before torch 2.13 there is no such switch, and no need of it."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = "enable_gqa" in inspect.signature(varlen_attn).parameters
+    return {"enable_gqa": grouped} if known else {}
+
+
 def varlen(query_RHd: Tensor, key_TKd: Tensor, value_TKd: Tensor, plan: AttentionPlan) -> Tensor:
     """One variable-length kernel call (CUDA, bf16 or fp16); causal aligned at the end of each run."""
     from torch.nn.attention.varlen import varlen_attn
 
+    even = plan.even
+    if even is not None and plan.n_queries >= EVEN_ROWS and not torch.is_grad_enabled():
+        return _even(query_RHd, key_TKd, value_TKd, even)
     if plan.key_rows is not None:
         key_TKd, value_TKd = key_TKd[plan.key_rows], value_TKd[plan.key_rows]
     out = varlen_attn(
@@ -266,7 +301,7 @@ def varlen(query_RHd: Tensor, key_TKd: Tensor, value_TKd: Tensor, plan: Attentio
         plan.max_query_length,
         plan.max_key_length,
         window_size=(-1, 0),
-        enable_gqa=query_RHd.shape[1] != key_TKd.shape[1],
+        **_grouped(query_RHd.shape[1] != key_TKd.shape[1]),
     )
     assert isinstance(out, Tensor)
     return out

@@ -53,10 +53,14 @@ class Fp8Linear(nn.Module):
             return nn.functional.linear(x_RK, self.weight_NK * self.scale_1N.t())
         codes_RK, scale_R1 = quantize_rows(x_RK)
         if x_RK.device.type == "cuda":
-            return torch._scaled_mm(
-                codes_RK, self.weight_NK.t(), scale_R1, self.scale_1N, out_dtype=x_RK.dtype, use_fast_accum=True
-            )
+            return self.multiply(codes_RK, scale_R1, x_RK.dtype)
         return (codes_RK.float() @ self.weight_NK.float().t() * scale_R1 * self.scale_1N).to(x_RK.dtype)
+
+    def multiply(self, codes_RK: Tensor, scale_R1: Tensor, dtype: torch.dtype) -> Tensor:
+        """(R, N) of rows that are quantised already, on a GPU."""
+        return torch._scaled_mm(
+            codes_RK, self.weight_NK.t(), scale_R1, self.scale_1N, out_dtype=dtype, use_fast_accum=True
+        )
 
 
 def check_device(device: torch.device) -> None:

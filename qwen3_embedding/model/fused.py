@@ -16,10 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qwen3_embedding.model import triton_kernels
 from qwen3_embedding.model.attention import AttentionPlan, attention_for
 from qwen3_embedding.model.backbone import Backbone
-from qwen3_embedding.model.layers import MLP_CHUNK_ROWS, Layer, Rotation
+from qwen3_embedding.model.layers import Layer, RMSNorm, Rotation
 from qwen3_embedding.model.rope import rotate
+
+MLP_CHUNK_ROWS = 65536
+"""Rows the MLP takes at a time: a GPU wants many, and memory is plenty beside a batch of the default budget."""
 
 
 class FusedLayer(nn.Module):
@@ -37,11 +41,15 @@ class FusedLayer(nn.Module):
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         self.input_layernorm = layer.input_layernorm
         self.post_attention_layernorm = layer.post_attention_layernorm
+        self.kernels = False
+        """Whether our own kernels do what lies between the products; else PyTorch does, compiled or not."""
         self.before: Callable[..., tuple[Tensor, Tensor, Tensor]] = partial(before_attention, self)
         self.after: Callable[..., Tensor] = partial(after_attention, self)
 
     def forward(self, hidden_TD: Tensor, rotation: Rotation, plan: AttentionPlan) -> Tensor:
         """(R, D) for the R rows that the plan asks for (all T of them where it names none)."""
+        if self.kernels and hidden_TD.is_cuda:
+            return self._by_kernels(hidden_TD, rotation, plan)
         query, key, value = self.before(hidden_TD, *rotation)
         residual_RD = hidden_TD
         if plan.query_rows is not None:
@@ -52,6 +60,45 @@ class FusedLayer(nn.Module):
             return self.after(residual_RD, attended)
         chunks = zip(residual_RD.split(MLP_CHUNK_ROWS), attended.split(MLP_CHUNK_ROWS), strict=True)  # type: ignore[no-untyped-call]
         return torch.cat([self.after(*chunk) for chunk in chunks])
+
+    def _by_kernels(self, hidden_TD: Tensor, rotation: Rotation, plan: AttentionPlan) -> Tensor:
+        """The same by :mod:`qwen3_embedding.model.triton_kernels`; ``hidden_TD`` is written over."""
+        cos_T1d, sin_T1d = rotation
+        query_size, key_size, _ = self.sizes
+        joined = _normed_product(self.qkv_proj, hidden_TD, self.input_layernorm)
+        triton_kernels.norm_and_rotate_(
+            joined, self.q_norm.weight, self.k_norm.weight, self.q_norm.eps, cos_T1d, sin_T1d,
+            query_size // self.head_dim, key_size // self.head_dim,
+        )  # fmt: skip
+        query, key, value = (rows.unflatten(-1, (-1, self.head_dim)) for rows in joined.split(self.sizes, dim=-1))  # type: ignore[no-untyped-call]
+        residual_RD = hidden_TD
+        if plan.query_rows is not None:
+            query, residual_RD = query[plan.query_rows], hidden_TD[plan.query_rows]
+        attended_RE = attention_for(query.device, query.dtype)(query, key, value, plan).flatten(1)
+        del joined, query, key, value
+        _add_product_(residual_RD, self.o_proj, attended_RE)
+        for rows in residual_RD.split(MLP_CHUNK_ROWS):  # type: ignore[no-untyped-call]
+            gate_up_RJ = _normed_product(self.gate_up_proj, rows, self.post_attention_layernorm)
+            if isinstance(self.down_proj, nn.Linear):
+                _add_product_(rows, self.down_proj, triton_kernels.silu_multiply(gate_up_RJ))
+            else:
+                rows += self.down_proj.multiply(*triton_kernels.silu_multiply_fp8(gate_up_RJ), rows.dtype)  # type: ignore[operator]
+        return residual_RD
+
+
+def _normed_product(product: nn.Module, hidden_RD: Tensor, norm: RMSNorm) -> Tensor:
+    if isinstance(product, nn.Linear):
+        return F.linear(triton_kernels.rms_norm(hidden_RD, norm.weight, norm.eps), product.weight)
+    codes, scale = triton_kernels.rms_norm_fp8(hidden_RD, norm.weight, norm.eps)
+    return product.multiply(codes, scale, hidden_RD.dtype)  # type: ignore[no-any-return,operator]
+
+
+def _add_product_(residual_RD: Tensor, product: nn.Module, x_RK: Tensor) -> None:
+    """``residual += product(x)``; a plain product adds in the same kernel, before the sum is rounded."""
+    if isinstance(product, nn.Linear):
+        residual_RD.addmm_(x_RK, product.weight.t())
+    else:
+        residual_RD += product.multiply(*triton_kernels.quantize_fp8(x_RK), residual_RD.dtype)  # type: ignore[operator]
 
 
 def before_attention(
@@ -96,7 +143,9 @@ def fuse_(backbone: Backbone) -> Backbone:
     for number, layer in enumerate(backbone.layers):
         if type(layer) is not Layer or not isinstance(layer.mlp.gate_proj, nn.Linear):
             raise ValueError(f"layer {number} is {type(layer).__name__} with {backbone.type_name} products; fuse first")
-        backbone.layers[number] = FusedLayer(layer).eval()
+        fused = FusedLayer(layer).eval()
+        fused.kernels = triton_kernels.available()
+        backbone.layers[number] = fused
     return backbone
 
 
@@ -111,5 +160,6 @@ def compile_(backbone: Backbone, **options: Any) -> Backbone:
     after = torch.compile(after_attention, dynamic=True, **options)
     for layer in backbone.layers:
         assert isinstance(layer, FusedLayer)
+        layer.kernels = False
         layer.before, layer.after = partial(before, layer), partial(after, layer)
     return backbone
