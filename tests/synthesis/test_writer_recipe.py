@@ -144,6 +144,24 @@ def test_the_start_keeps_the_words_and_tells_silent_tokens_apart(tmp_path: Path)
     assert float(alike.max()) < 0.5  # of random directions; the table whole has over 0.99 between these
 
 
+def test_of_an_embedder_that_sums_words_only_the_words_are_trained(tmp_path: Path) -> None:
+    from qwen3_embedding.model.weights import load_backbone
+
+    run = load("run")
+    options = run.parse(["--out", str(tmp_path), "--steps", "2"])
+    pairs = [Record(f"when to see the {n} of {p}", (passage(n, p),), "retrieval", "toy", language="en")
+             for n in NOUNS for p in PLACES]  # fmt: skip
+    write_records(tmp_path / "toy.jsonl", pairs)
+    made = run.train_embedder(tmp_path / "toy.jsonl", "toy", 0, options, tmp_path)
+    before, after = (
+        dict(load_backbone(m, dtype=torch.float32)[0].named_parameters()) for m in (options.embedder, made)
+    )
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert "embed_tokens.weight" in changed
+    # Projections whose output is shut are drawn anew; what adds to a state, and every norm, is as it was.
+    assert not [name for name in changed if name.endswith(("o_proj.weight", "down_proj.weight", "norm.weight"))]
+
+
 def test_every_filter_has_its_variants() -> None:
     run = load("run")
     found = run.variants(0.5)
