@@ -70,8 +70,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--queries-each", type=float, default=1.0, help="queries a document")
     parser.add_argument("--writer-steps", type=int, help="in place of writer.toml's")
     parser.add_argument("--steps", type=int, default=40, help="of every embedder")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of every embedder's matrices")
-    parser.add_argument("--table-rate", type=float, default=4e-3, help="of every embedder's token embeddings")
+    parser.add_argument(
+        "--learning-rate", type=float, default=1e-4, help="of matrices; one that sums words trains none"
+    )
+    parser.add_argument(
+        "--table-rate", type=float, help="of token embeddings; default 0.1 of words that are summed, 4e-3"
+    )
     parser.add_argument("--variants", nargs="*", help="only these; default all")
     parser.add_argument("--seeds", type=int, default=1, help="embedders trained for each variant")
     parser.add_argument("--seed", type=int, default=0)
@@ -269,38 +273,51 @@ def train_embedder(records: Path, name: str, seed: int, options: argparse.Namesp
     source: dict[str, Any] = {"path": str(records)}
     if name == "crops":
         source |= {"crop": 1.0, "window": 1.0}
-    train(
-        parse_settings(
-            {
-                "kind": "embedder",
-                "model": str(options.embedder),
-                "output": str(output),
-                "data": {
-                    "sources": [source],
-                    "batch_size": 64,
-                    "max_query_tokens": 64,
-                    "max_document_tokens": 160,
-                    "by_language": False,
-                    "cache": str(options.out / "token-cache"),
-                },
-                "loss": {"temperature": 0.05, "query_query": False, "document_document": False},
-                "optimizer": {
-                    "learning_rate": options.learning_rate,
-                    "embedding_learning_rate": options.table_rate,
-                    "warmup_steps": max(1, options.steps // 10),
-                    "weight_decay": 0.0,
-                },
-                "run": {
-                    "steps": options.steps,
-                    "seed": seed,
-                    "kept_tokens": 1_000_000,
-                    "checkpoint_every": max(1, options.steps // 2),
-                },
-            }
-        ),
-        show=False,
-    )
+    sums = sums_words(options.embedder)
+    table_rate = options.table_rate or (0.1 if sums else 4e-3)
+    settings: dict[str, Any] = {
+        "kind": "embedder",
+        "model": str(options.embedder),
+        "output": str(output),
+        "data": {
+            "sources": [source],
+            "batch_size": 64,
+            "max_query_tokens": 64,
+            "max_document_tokens": 160,
+            "by_language": False,
+            "cache": str(options.out / "token-cache"),
+        },
+        "loss": {"temperature": 0.05, "query_query": False, "document_document": False},
+        "optimizer": {
+            "learning_rate": options.learning_rate,
+            "embedding_learning_rate": table_rate,
+            "warmup_steps": max(1, options.steps // 10),
+            "weight_decay": 0.0,
+        },
+        "run": {
+            "steps": options.steps,
+            "seed": seed,
+            "kept_tokens": 1_000_000,
+            "checkpoint_every": max(1, options.steps // 2),
+        },
+    }
+    if sums:  # its layers are written by hand with large gains: steps that teach others destroy them
+        settings["kind"] = "bag"
+        settings["loss"]["mask_by_margin"] = False
+        settings["optimizer"] |= {"learning_rate": table_rate, "clip": 0.0, "betas": [0.9, 0.99]}
+        del settings["run"]["kept_tokens"]
+    train(parse_settings(settings), show=False)
     return output
+
+
+def sums_words(embedder: Path) -> bool:
+    """Whether a checkpoint's layers only sum words (``training/words.py``): then its words alone are trained."""
+    sys.path.insert(0, str(HERE))
+    from start import sums_words as sums
+
+    from qwen3_embedding.model.weights import load_backbone
+
+    return bool(sums(load_backbone(embedder)[0]))
 
 
 def measure(model: Path, collection: Collection, instruction: str | None) -> dict[str, float]:

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.backbone import Backbone
@@ -18,13 +18,13 @@ from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.layers import Layer
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training.export import export_language_model
-from qwen3_embedding.training.words import silence
+from qwen3_embedding.training.words import SPECIAL_DIMENSIONS, silence, word_vectors
 
 HEAD_DIM = 64
 
 
 def make_start(embedder: Path, output: Path, layers: int = 2, seed: int = 0) -> Path:
-    """Write a language-model folder with the embedder's tokenizer and table, the rows at unit length.
+    """Write a language-model folder with the embedder's tokenizer and words (:func:`words_of`), at unit length.
 
     The length matters to the optimizer: its steps are the same for all weights, and in tables of long rows they would
     move nothing.  The final norm is such that a state and its own token make a logit of about 10.
@@ -47,13 +47,33 @@ def make_start(embedder: Path, output: Path, layers: int = 2, seed: int = 0) -> 
         for number, layer in enumerate(backbone.layers):
             assert isinstance(layer, Layer)
             begin_layer(layer, copies=number == layers - 1, generator=generator)
-        backbone.embed_tokens.weight.copy_(nn.functional.normalize(source.embed_tokens.weight, dim=-1))
+        backbone.embed_tokens.weight.copy_(words_of(source, generator))
         backbone.norm.weight.fill_(10.0 / size**0.5)
     beside = output.with_name(output.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     export_language_model(beside, backbone, {}, embedder, "float32", Tokenizer.from_folder(embedder).end_id)
     beside.rename(output)
     return output
+
+
+def words_of(embedder: Backbone, generator: torch.Generator) -> Tensor:
+    """(V, D) directions of the tokens, one unit long.
+
+    An embedder that sums words keeps markers and weights in the last dimensions of its table: they are left out, or
+    all tokens that it does not hear, the end token among them, would begin alike. These get random directions.
+    """
+    table_VD = embedder.embed_tokens.weight.detach().float()
+    if not sums_words(embedder):
+        return nn.functional.normalize(table_VD, dim=-1)
+    vectors_VD = nn.functional.pad(word_vectors(embedder), (0, SPECIAL_DIMENSIONS))
+    silent_V = vectors_VD.norm(dim=-1) == 0
+    vectors_VD[silent_V] = torch.randn(int(silent_V.sum()), vectors_VD.shape[1], generator=generator)
+    return nn.functional.normalize(vectors_VD, dim=-1)
+
+
+def sums_words(embedder: Backbone) -> bool:
+    """Whether the final norm shuts the last dimensions, as ``training/words.py`` writes it."""
+    return not embedder.norm.weight[-SPECIAL_DIMENSIONS:].any()
 
 
 def begin_layer(layer: Layer, copies: bool, generator: torch.Generator) -> None:

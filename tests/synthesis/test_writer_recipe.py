@@ -123,6 +123,45 @@ def test_the_start_has_the_embedders_words_and_copies(tmp_path: Path, embedder_f
     assert ranks[3] < 50  # of 3,000 tokens, most of those of the document are among the likeliest
 
 
+def test_the_start_keeps_the_words_and_tells_silent_tokens_apart(tmp_path: Path) -> None:
+    from qwen3_embedding.inputs.tokenizer import Tokenizer
+    from qwen3_embedding.model.weights import load_backbone
+    from qwen3_embedding.training.words import word_vectors
+
+    source = RECIPE.parents[1] / "qwen3_embedding" / "assets" / "nano-embedding"
+    start = load("start").make_start(source, tmp_path / "start")
+    words_VW = word_vectors(load_backbone(source, dtype=torch.float32)[0])
+    after_VD = load_backbone(start, dtype=torch.float32)[0].embed_tokens.weight.detach()
+    heard_V = words_VW.norm(dim=-1) > 0
+    likeness = torch.nn.functional.cosine_similarity(words_VW, after_VD[:, : words_VW.shape[1]], dim=-1)
+    assert float(likeness[heard_V].min()) > 1 - 1e-5
+    assert torch.allclose(after_VD.norm(dim=-1), torch.ones(len(after_VD)), atol=1e-5)
+    tokenizer = Tokenizer.from_folder(start)
+    silent = [tokenizer.end_id, *(tokenizer.token_ids([text])[0][0] for text in ("Query", "Instruct"))]
+    assert not heard_V[silent].any()
+    alike = after_VD[silent] @ after_VD.T
+    alike[range(len(silent)), silent] = 0.0
+    assert float(alike.max()) < 0.5  # of random directions; the table whole has over 0.99 between these
+
+
+def test_of_an_embedder_that_sums_words_only_the_words_are_trained(tmp_path: Path) -> None:
+    from qwen3_embedding.model.weights import load_backbone
+
+    run = load("run")
+    options = run.parse(["--out", str(tmp_path), "--steps", "2"])
+    pairs = [Record(f"when to see the {n} of {p}", (passage(n, p),), "retrieval", "toy", language="en")
+             for n in NOUNS for p in PLACES]  # fmt: skip
+    write_records(tmp_path / "toy.jsonl", pairs)
+    made = run.train_embedder(tmp_path / "toy.jsonl", "toy", 0, options, tmp_path)
+    before, after = (
+        dict(load_backbone(m, dtype=torch.float32)[0].named_parameters()) for m in (options.embedder, made)
+    )
+    changed = {name for name, weight in after.items() if not torch.equal(weight, before[name])}
+    assert "embed_tokens.weight" in changed
+    # Projections whose output is shut are drawn anew; what adds to a state, and every norm, is as it was.
+    assert not [name for name in changed if name.endswith(("o_proj.weight", "down_proj.weight", "norm.weight"))]
+
+
 def test_every_filter_has_its_variants() -> None:
     run = load("run")
     found = run.variants(0.5)
