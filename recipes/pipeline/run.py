@@ -2,6 +2,7 @@
 
     python recipes/pipeline/run.py recipes/pipeline/debug
     python recipes/pipeline/run.py recipes/pipeline/nano --data RECORDS --evaluation TASKS
+    python recipes/pipeline/run.py recipes/pipeline/gpu --data RECORDS --evaluation TASKS --scale 0.02   # a try-out
 
 The folder of recipes holds ``pipeline.toml`` and one file a stage: ``stage-1.toml``, ``mine-*.toml``,
 ``stage-2-*.toml``, ``reranker-*.toml`` (and ``pretrain.toml`` where the base is first trained on plain texts).  Paths
@@ -13,18 +14,23 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
 HERE = Path(__file__).resolve().parent
-FULL = "full"
+FULL, BM25 = "full", "BM25"
+Models = tuple[str, str | None]
+"""Folders of an embedder and of a reranker behind it."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,9 @@ class BaseRecipe:
 
     start: Literal["random", "words"] = "random"
     """Random weights as Qwen3 is initialised, or weights that retrieve by shared words (training/base.py)."""
+    tokenizer: str = ""
+    """Of random weights: a checkpoint folder or bundled name whose tokenizer is taken; empty: one is trained on the
+    records."""
     vocab_size: int = 40000
     hidden_size: int = 384
     intermediate_size: int = 384
@@ -59,6 +68,13 @@ class PipelineRecipe:
     """Of the evaluation, in place of the tasks' own."""
     max_queries: int | None = None
     candidates: int = 100
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the models while they mine and are evaluated."""
+    jobs: int = 1
+    """Rows of the card that are evaluated at the same time, each by a process of its own."""
+    minutes: dict[str, float] = field(default_factory=dict)
+    """How long a recipe trains (``stage-1 = 4.0``), in place of its number of steps: a try-out of some steps says how
+    many fit.  The number is kept in ``steps.json``."""
 
 
 def main() -> None:
@@ -70,6 +86,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of training records")
     parser.add_argument("--evaluation", type=Path, nargs="*", default=[], help="held-out tasks, or folders of them")
     parser.add_argument("--folder", type=Path, help="where to work, in place of the recipe's folder")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of every training run's steps, for a try-out")
     parser.add_argument("--threads", type=int, default=2, help="of torch; part of what makes the files the same")
     arguments = parser.parse_args()
 
@@ -81,7 +98,14 @@ def main() -> None:
         recipe = dataclasses.replace(recipe, folder=arguments.folder)
     if not recipe.made and not (arguments.data.is_dir() and arguments.evaluation):
         parser.error("--data wants the folder of training records, --evaluation one or more held-out tasks")
-    pipeline = Pipeline(recipe, arguments.recipes, arguments.data, arguments.evaluation)
+    recipes = sorted(path.stem for path in arguments.recipes.glob("*.toml"))
+    if unknown := sorted(recipe.minutes.keys() - set(recipes)):
+        parser.error(
+            f"minutes of {', '.join(unknown)}: no such recipe in {arguments.recipes}; there are {', '.join(recipes)}"
+        )
+    if not 0 < arguments.scale <= 1:
+        parser.error(f"--scale {arguments.scale}; wanted a share, above 0 and up to 1")
+    pipeline = Pipeline(recipe, arguments.recipes, arguments.data, arguments.evaluation, arguments.scale)
     pipeline.run()
 
 
@@ -97,8 +121,10 @@ class Stage:
 class Pipeline:
     """The stages of a folder of recipes."""
 
-    def __init__(self, recipe: PipelineRecipe, recipes: Path, data: Path, tasks: list[Path]) -> None:
-        self.recipe, self.recipes, self.folder = recipe, recipes, recipe.folder
+    def __init__(
+        self, recipe: PipelineRecipe, recipes: Path, data: Path, tasks: list[Path], scale: float = 1.0
+    ) -> None:
+        self.recipe, self.recipes, self.folder, self.scale = recipe, recipes, recipe.folder, scale
         self.data = self.folder / "data" if recipe.made else data
         self.tasks = [self.data / "held-out"] if recipe.made else tasks
         self.times = self.folder / "seconds.json"
@@ -159,7 +185,22 @@ class Pipeline:
             sources=tuple(dataclasses.replace(s, path=self._placed(s.path)) for s in settings.data.sources),
             cache=self.folder / "token-cache",
         )
-        train(dataclasses.replace(settings, model=model, output=output, data=data), show=sys.stderr.isatty())
+        settings = dataclasses.replace(settings, model=model, output=output, data=data)
+        steps = self._steps(recipe, settings)
+        run = dataclasses.replace(
+            settings.run, steps=steps, margin_warmup_steps=min(settings.run.margin_warmup_steps, steps)
+        )
+        train(dataclasses.replace(settings, run=run), show=sys.stderr.isatty())
+
+    def _steps(self, recipe: str, settings: Any) -> int:
+        """The recipe's number of steps, where neither ``minutes`` nor ``--scale`` say otherwise."""
+        minutes = self.recipe.minutes.get(recipe)
+        if minutes is None and self.scale == 1.0:
+            return int(settings.run.steps)
+        sys.path.insert(0, str(HERE))
+        from pace import Steps
+
+        return Steps(self.folder / "steps.json").of(recipe, settings, minutes, self.scale)
 
     def _placed(self, path: Path) -> Path:
         """A path of a recipe: ``data/...`` among the records, others in the pipeline's folder."""
@@ -185,7 +226,7 @@ class Pipeline:
         from qwen3_embedding.mining.recipe import run
 
         model = str(self._placed(Path(recipe.encoder.model)))
-        encoder = dataclasses.replace(recipe.encoder, model=model, dtype="float32")
+        encoder = dataclasses.replace(recipe.encoder, model=model, dtype=self.recipe.dtype)
         run(recipe, models(dataclasses.replace(recipe, encoder=encoder)))
 
     def _make_data(self) -> None:
@@ -198,7 +239,9 @@ class Pipeline:
     def _make_base(self, output: Path) -> None:
         from qwen3_embedding.training.base import BaseSettings, make_base
 
-        values = {k: v for k, v in dataclasses.asdict(self.recipe.base).items() if k not in ("start", "layers")}
+        values = {
+            k: v for k, v in dataclasses.asdict(self.recipe.base).items() if k not in ("start", "layers", "tokenizer")
+        }
         if self.recipe.base.start == "words":
             make_base(BaseSettings(output=output, data=self.data, **values))
         else:
@@ -220,18 +263,24 @@ class Pipeline:
         from qwen3_embedding.evaluation.ablation import ablation_card
 
         first, rerankers = self.names("stage-2")[0], self.names("reranker")
+        before = "pretrained" if (self.folder / "pretrained").exists() else "base"
         rows = {
-            "before training": ("pretrained" if (self.folder / "pretrained").exists() else "base", None),
-            "stage 1 only": ("stage-1", None),
-            "without stage 1": ("without-stage-1", None),
-            "without merging": (first, None),
-            **{f"without merging, {name}": (name, None) for name in self.names("stage-2")[1:]},
-            FULL: ("embedder", None),
-            "full, reranked before training": ("embedder", self.start.name),
-            **{f"full, reranked by {name}": ("embedder", name) for name in rerankers},
-            "full, reranked by the merged reranker": ("embedder", "reranker"),
+            BM25: ("embedder", None, "bm25"),
+            "before training": (before, None, "embedder"),
+            "stage 1 only": ("stage-1", None, "embedder"),
+            "without stage 1": ("without-stage-1", None, "embedder"),
+            "without merging": (first, None, "embedder"),
+            **{f"without merging, {name}": (name, None, "embedder") for name in self.names("stage-2")[1:]},
+            FULL: ("embedder", None, "embedder"),
+            "full with BM25": ("embedder", None, "hybrid"),
+            "full, reranked before training": ("embedder", self.start.name, "reranker"),
+            **{f"full, reranked by {name}": ("embedder", name, "reranker") for name in rerankers},
+            "full, reranked by the merged reranker": ("embedder", "reranker", "reranker"),
         }
-        reports = {name: self._report(*models) for name, models in rows.items()}
+        evaluations = self._evaluate({(embedder, reranker) for embedder, reranker, _ in rows.values()})
+        reports = {
+            name: evaluations[embedder, reranker].report(column) for name, (embedder, reranker, column) in rows.items()
+        }
         notes = {
             "runs merged": ", ".join(self.names("stage-2")) + "; " + ", ".join(rerankers),
             "merged by": self.recipe.merge,
@@ -244,20 +293,14 @@ class Pipeline:
             beside.write_text(text, encoding="utf-8")
             os.replace(beside, self.folder / f"ablation.{name}")
 
-    def _report(self, embedder: str, reranker: str | None) -> Any:
-        from qwen3_embedding import Embedder, Reranker
-        from qwen3_embedding.evaluation.run import evaluate
-        from qwen3_embedding.evaluation.tasks import TaskSettings
-
-        encoder = Embedder.from_pretrained(self.folder / embedder, dtype="float32")
-        scorer = Reranker.from_pretrained(self.folder / reranker, dtype="float32") if reranker else None
-        settings = TaskSettings(
-            candidates=self.recipe.candidates,
-            instruction=self.recipe.instruction,
-            max_queries=self.recipe.max_queries,
-        )
-        out = self.folder / "evaluation" / (embedder + (f"+{reranker}" if reranker else ""))
-        return evaluate(self.tasks, encoder, scorer, settings, out).report("reranker" if reranker else "embedder")
+    def _evaluate(self, pairs: set[Models]) -> dict[Models, Any]:
+        """The evaluation of each pair of embedder and reranker, several at a time where the recipe says so."""
+        ordered = sorted(pairs, key=str)
+        parts = (itertools.repeat(part) for part in (self.recipe, self.folder, self.tasks))
+        if self.recipe.jobs == 1:
+            return dict(zip(ordered, map(evaluation, ordered, *parts), strict=True))
+        with ProcessPoolExecutor(self.recipe.jobs, get_context("spawn")) as pool:
+            return dict(zip(ordered, pool.map(evaluation, ordered, *parts), strict=True))
 
     def _note(self, name: str, seconds: float) -> None:
         times = json.loads(self.times.read_text()) if self.times.exists() else {}
@@ -266,21 +309,36 @@ class Pipeline:
         print(f"{name}: {seconds:.0f} s", file=sys.stderr)
 
 
-def random_base(recipe: BaseRecipe, data: Path, output: Path) -> None:
-    """A vocabulary trained on the records and random weights."""
-    from itertools import islice
+def evaluation(models: Models, recipe: PipelineRecipe, folder: Path, tasks: list[Path]) -> Any:
+    """An embedder, and a reranker over what it finds, on the held-out tasks; what is there is not computed again."""
+    from qwen3_embedding import Embedder, Reranker
+    from qwen3_embedding.evaluation.run import evaluate
+    from qwen3_embedding.evaluation.tasks import TaskSettings
 
-    from qwen3_embedding.data.files import read_records, record_files
+    embedder, reranker = models
+    encoder = Embedder.from_pretrained(folder / embedder, dtype=recipe.dtype)
+    scorer = Reranker.from_pretrained(folder / reranker, dtype=recipe.dtype) if reranker else None
+    settings = TaskSettings(
+        candidates=recipe.candidates, instruction=recipe.instruction, max_queries=recipe.max_queries
+    )
+    name = embedder + (f"+{reranker}" if reranker else "")
+    # Processes that run at the same time keep their vectors apart.
+    cache = folder / "evaluation" / (f"{name}.sqlite" if recipe.jobs > 1 else "cache.sqlite")
+    return evaluate(tasks, encoder, scorer, settings, folder / "evaluation" / name, cache)
+
+
+def random_base(recipe: BaseRecipe, data: Path, output: Path) -> None:
+    """A vocabulary, trained on the records or that of another checkpoint, and random weights."""
     from qwen3_embedding.inputs.tokenizer import Tokenizer
     from qwen3_embedding.model.backbone import Backbone
     from qwen3_embedding.model.config import BackboneConfig
     from qwen3_embedding.training.export import export_embedder
-    from qwen3_embedding.training.vocabulary import train_vocabulary, write_tokenizer
 
-    records = (record for file in record_files(data) for record in islice(read_records(file), 40_000))
-    texts = (text[:400] for record in records for text in (record.query, record.positives[0]))
     vocabulary = output.with_name(output.name + ".vocabulary")
-    write_tokenizer(vocabulary, train_vocabulary(texts, recipe.vocab_size))
+    if recipe.tokenizer:
+        vocabulary = tokenizer_folder(recipe.tokenizer)
+    else:
+        own_vocabulary(data, recipe.vocab_size, vocabulary)
     tokenizer = Tokenizer.from_folder(vocabulary)
     config = BackboneConfig(
         vocab_size=tokenizer.vocab_size,
@@ -296,6 +354,22 @@ def random_base(recipe: BaseRecipe, data: Path, output: Path) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     export_embedder(beside, Backbone(config).initialize(recipe.seed), vocabulary, "float32", tokenizer.end_id)
     beside.rename(output)
+
+
+def tokenizer_folder(name: str) -> Path:
+    """A folder, or the bundled checkpoint of that name."""
+    bundled = HERE.parents[1] / "qwen3_embedding" / "assets" / name
+    return bundled if bundled.is_dir() else Path(name)
+
+
+def own_vocabulary(data: Path, size: int, folder: Path) -> None:
+    """A tokenizer trained on the beginnings of the records' texts."""
+    from qwen3_embedding.data.files import read_records, record_files
+    from qwen3_embedding.training.vocabulary import train_vocabulary, write_tokenizer
+
+    records = (record for file in record_files(data) for record in itertools.islice(read_records(file), 40_000))
+    texts = (text[:400] for record in records for text in (record.query, record.positives[0]))
+    write_tokenizer(folder, train_vocabulary(texts, size))
 
 
 if __name__ == "__main__":
