@@ -11,7 +11,7 @@ from qwen3_embedding.model.attention import attention_for
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.native.forward import NativeForward
 from qwen3_embedding.model.native.library import Library, NativeUnavailableError, native
-from qwen3_embedding.model.quantized import choose_engine, native_engine, quantize_
+from qwen3_embedding.model.quantized import choose_engine, native_engine, quantize_, refined_products
 
 KERNELS = ("auto", "native", "library")
 NATIVE_TYPES = (torch.float32, torch.int8)
@@ -63,10 +63,15 @@ def use_kernel(backbone: Backbone, library: Library | None, dtype: torch.dtype) 
 
 
 def describe(backbone: Backbone) -> str:
-    """The kernels of a loaded model, for people: ``native avx512-vnni`` or ``PyTorch, attention=sdpa``."""
+    """The kernels of a loaded model, for people: ``native avx512-vnni`` or ``PyTorch, attention=sdpa``.
+
+    Products of an int8 model that take more than 8 bits are counted behind it.
+    """
+    refined = refined_products(backbone)
+    wider = f", 15-bit activations in {len(refined)} of {7 * len(backbone.layers)} products" if refined else ""
     if backbone.native is not None:
-        return f"native {backbone.native.library.isa}"
-    return f"PyTorch, attention={attention_for(backbone.device, backbone.dtype).__name__}"
+        return f"native {backbone.native.library.isa}{wider}"
+    return f"PyTorch, attention={attention_for(backbone.device, backbone.dtype).__name__}{wider}"
 
 
 def why_not_native(backbone: Backbone) -> str:

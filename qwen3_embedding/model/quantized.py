@@ -8,6 +8,10 @@ does the embedding table.  The product of a row of codes ``c_x`` (levels -L..L) 
     y = (sum_k c_x[k] * c_w[k]) * scale_x * scale_w
 
 with ``scale_x = max|x| / L`` of the token and ``scale_w = max|w| / 127`` of the output channel.
+
+Queries and keys end in the exponent of a softmax, where a fixed share of a large score is a large factor.  A layer
+whose scores 8 bits would move too far (:func:`score_error`) takes a second integer product for them, of what the first
+rounding of its rows left; both together resolve 15 bits.
 """
 
 from __future__ import annotations
@@ -27,6 +31,10 @@ from qwen3_embedding.model.native.library import Library, Matrix, pointer
 
 WEIGHT_LEVELS = 127
 TINY = torch.finfo(torch.float32).tiny
+LARGEST_SCORE_ERROR = 0.05
+"""Standard deviation over keys of what rounding adds to a score before the softmax: a weight moves by this share."""
+PROBE_ROWS = 32
+"""Rows that probe a layer's scores when it is quantised."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +127,15 @@ class Codes:
     scale_R1: Tensor
     """fp32."""
 
+    def taken_from(self, x_RK: Tensor, zero_point: int) -> Tensor:
+        """What rounding left of the rows: ``x - (codes - zero_point) * scale``."""
+        signed_RK = (self.codes_RK - zero_point).view(torch.int8)  # wraps, as the sum in quantize_rows did
+        return x_RK - signed_RK * self.scale_R1
+
+    def only(self, rows: Tensor | None) -> Codes:
+        """Some of the rows."""
+        return self if rows is None else Codes(self.codes_RK[rows], self.scale_R1[rows])
+
 
 def quantize_rows(x_RK: Tensor, engine: Engine) -> Codes:
     """Each row's codes and scale.
@@ -139,13 +156,15 @@ class QuantizedLinear(nn.Module):
     engine: Engine
     scale_N: Tensor
     prepared: Any
+    refined: bool
+    """Whether what rounding left of the rows is multiplied too."""
 
-    def __init__(self, linear: nn.Linear, engine: Engine) -> None:
+    def __init__(self, linear: nn.Linear, engine: Engine, refined: bool = False) -> None:
         super().__init__()
         if getattr(linear, "bias", None) is not None:
             raise ValueError("got a linear layer with a bias; Qwen3 has none and int8 knows none")
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.engine = engine
+        self.engine, self.refined = engine, refined
         weight_NK = linear.weight.detach().float()
         self.scale_N = (weight_NK.abs().amax(dim=1) / WEIGHT_LEVELS).clamp(min=TINY)
         codes_NK = (weight_NK / self.scale_N[:, None]).round().to(torch.int8)
@@ -162,7 +181,8 @@ class QuantizedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Shape and engine."""
-        return f"{self.in_features}, {self.out_features}, engine={self.engine.name}"
+        bits = ", activations in 15 bits" if self.refined else ""
+        return f"{self.in_features}, {self.out_features}, engine={self.engine.name}{bits}"
 
 
 class QuantizedAttention(SelfAttention):
@@ -170,9 +190,14 @@ class QuantizedAttention(SelfAttention):
 
     def project(self, normed_TD: Tensor, query_rows: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(R, H * d), (T, K * d), (T, K * d)."""
-        rows = quantize_rows(normed_TD, self.k_proj.engine)  # type: ignore[arg-type]
-        asking = rows if query_rows is None else Codes(rows.codes_RK[query_rows], rows.scale_R1[query_rows])
-        return self.q_proj(asking), self.k_proj(rows), self.v_proj(rows)
+        query, key = (cast("QuantizedLinear", part) for part in (self.q_proj, self.k_proj))
+        rows = quantize_rows(normed_TD, key.engine)
+        query_RQ, key_TK = query(rows.only(query_rows)), key(rows)
+        if query.refined or key.refined:
+            rest = quantize_rows(rows.taken_from(normed_TD, key.engine.zero_point), key.engine)
+            query_RQ = query_RQ + query(rest.only(query_rows)) if query.refined else query_RQ
+            key_TK = key_TK + key(rest) if key.refined else key_TK
+        return query_RQ, key_TK, self.v_proj(rows)
 
 
 class QuantizedMLP(MLP):
@@ -185,6 +210,44 @@ class QuantizedMLP(MLP):
         inner_RI = F.silu(gate(rows), inplace=True).mul_(up.unscaled(rows))
         inner = quantize_rows(inner_RI, down.engine)
         return down.unscaled(inner).mul_(inner.scale_R1 * rows.scale_R1)
+
+
+@torch.no_grad()
+def score_error(layer: Layer) -> tuple[float, float]:
+    """What rounding rows to 8 bits adds to a layer's scores, by its queries alone and by its keys alone.
+
+    The layer's own norms and weights answer, on rows drawn from a normal distribution (always the same): every query
+    row against every key row, without rotation, which keeps lengths.  An error that all keys of a query share drops out
+    of the softmax, so it is the standard deviation over the keys that counts, as root mean square over the queries of
+    the worst head.
+
+    Returns:
+        (of the queries, of the keys), in the unit of a score: a weight behind the softmax moves by about that share.
+    """
+    attention, size = layer.self_attn, layer.self_attn.head_dim
+    inputs = torch.randn(PROBE_ROWS, attention.q_proj.in_features, generator=torch.Generator().manual_seed(0))
+    normed = layer.input_layernorm(inputs)
+    codes = quantize_rows(normed, PLAIN)
+    rounded = normed - codes.taken_from(normed, PLAIN.zero_point)
+
+    def heads(norm: nn.Module, part: nn.Linear, rows: Tensor) -> Tensor:
+        return cast("Tensor", norm(part(rows).view(PROBE_ROWS, -1, size))).transpose(0, 1)
+
+    query, query_off = (heads(attention.q_norm, attention.q_proj, rows) for rows in (normed, rounded))
+    key, key_off = (heads(attention.k_norm, attention.k_proj, rows) for rows in (normed, rounded))
+    group = len(query) // len(key)
+    errors = (
+        (query_off - query) @ key.repeat_interleave(group, 0).mT,
+        query @ (key_off - key).repeat_interleave(group, 0).mT,
+    )
+    of_queries, of_keys = (float((e / size**0.5).var(2).mean(1).max().sqrt()) for e in errors)
+    return of_queries, of_keys
+
+
+def refined_products(backbone: Backbone) -> list[str]:
+    """The products whose activations have 15 bits instead of 8: ``layers.0.self_attn.k_proj``."""
+    parts = backbone.named_modules()
+    return [name for name, part in parts if isinstance(part, QuantizedLinear) and part.refined]
 
 
 def quantize_(backbone: Backbone, engine: Engine | None = None) -> Backbone:
@@ -201,10 +264,12 @@ def quantize_(backbone: Backbone, engine: Engine | None = None) -> Backbone:
     engine = engine or choose_engine()
     for layer in backbone.layers:
         assert isinstance(layer, Layer)
+        errors = dict(zip(("q_proj", "k_proj"), score_error(layer), strict=True))
         for part, cls in ((layer.self_attn, QuantizedAttention), (layer.mlp, QuantizedMLP)):
             for name, child in list(part.named_children()):
                 if isinstance(child, nn.Linear):
-                    setattr(part, name, QuantizedLinear(child, engine))
+                    refined = errors.get(name, 0.0) > LARGEST_SCORE_ERROR
+                    setattr(part, name, QuantizedLinear(child, engine, refined))
             part.__class__ = cls
     backbone.quantization = "int8"
     return backbone

@@ -20,6 +20,7 @@ from qwen3_embedding.inference.embedder import Embedder
 from qwen3_embedding.inference.kernel import choose_kernel, use_kernel
 from qwen3_embedding.inference.reranker import Reranker
 from qwen3_embedding.inputs.packing import PackedBatch, pack
+from qwen3_embedding.model import quantized
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.native import forward
@@ -33,7 +34,7 @@ from qwen3_embedding.model.native.library import (
     cache_folder,
     pointer,
 )
-from qwen3_embedding.model.quantized import native_engine, quantize_, quantize_rows
+from qwen3_embedding.model.quantized import native_engine, quantize_, quantize_rows, refined_products
 from qwen3_embedding.model.rope import rotation
 
 CPU = torch.device("cpu")
@@ -89,13 +90,17 @@ def batch_of(lengths: tuple[int, ...] = LENGTHS, share: bool = True) -> PackedBa
     return pack([common + ids if number % 2 else ids for number, ids in enumerate(own)], share_prefixes=share)
 
 
-def backbone_of(config: BackboneConfig, library: Library | None, dtype: torch.dtype = torch.float32) -> Backbone:
+def backbone_of(
+    config: BackboneConfig, library: Library | None, dtype: torch.dtype = torch.float32, sharper: float = 1.0
+) -> Backbone:
     backbone = Backbone(config).initialize(1).requires_grad_(False)
     for number, weight in enumerate(backbone.parameters()):
         if weight.ndim == 1:
             weight.add_(rows(1, len(weight), seed=number)[0].clamp(-0.5, 0.5))  # norms that are not all one
         elif number:
             weight.mul_(8)  # scores and activations far from zero
+    for layer in backbone.layers:
+        layer.self_attn.q_norm.weight.mul_(sharper)  # type: ignore[union-attr, operator]
     return use_kernel(backbone, library, dtype)
 
 
@@ -315,3 +320,27 @@ def test_a_forked_child_computes_too(library: Library) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
     assert done == (child, 0)
+
+
+@pytest.mark.usefixtures("_two_threads")
+@pytest.mark.parametrize("config", [ODD, WIDE], ids=["odd", "wide"])
+@torch.inference_mode()
+def test_products_of_15_bits_are_those_of_the_plain_path_and_the_same_in_any_batch(
+    library: Library, config: BackboneConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = batch_of()
+    got = backbone_of(config, library, torch.int8, sharper=8)
+    assert len(refined_products(got)) == 2 * config.num_hidden_layers
+    plain = quantize_(backbone_of(config, None, sharper=8), native_engine(library))
+    exact = backbone_of(config, None, sharper=8).hidden_states(batch)
+    one, two = got.hidden_states(batch), plain.hidden_states(batch)
+    assert torch.nn.functional.cosine_similarity(one, two).median() > 0.999
+    monkeypatch.setattr(quantized, "LARGEST_SCORE_ERROR", float("inf"))
+    coarse = backbone_of(config, library, torch.int8, sharper=8).hidden_states(batch)
+    assert (one - exact).square().mean() < 0.7 * (coarse - exact).square().mean()
+    wanted = got(batch)
+    assert torch.equal(one[batch.pooled_rows], wanted)
+    sequences = [batch.token_ids[batch.sequence_rows(number)] for number in range(batch.n_sequences)]
+    assert torch.equal(torch.cat([got(pack([sequence])) for sequence in sequences]), wanted)
+    monkeypatch.setattr(forward, "CHUNK_ROWS", 25)
+    assert torch.equal(got(batch), wanted)

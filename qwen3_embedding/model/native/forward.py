@@ -108,7 +108,8 @@ class NativeForward:
         scale = torch.zeros(len(start))
         scale[: len(part.scale_N)] = part.scale_N
         self._scales.append(scale)
-        return Matrix(pointer(packed), pointer(scale), pointer(start), part.out_features, part.in_features)
+        shape = part.out_features, part.in_features
+        return Matrix(pointer(packed), pointer(scale), pointer(start), *shape, part.refined)
 
 
 def _linears(layer: PlainLayer) -> tuple[Any, ...]:

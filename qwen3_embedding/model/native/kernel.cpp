@@ -238,6 +238,7 @@ extern "C" struct Matrix {
   const float* scale;    // int8: (padded columns,)
   const int32_t* start;  // int8: (padded columns,) what the sums begin with: it takes the zero point out again
   int32_t columns, inner;
+  int32_t refined;  // int8: whether the product also takes the codes of what the first rounding of its rows left
 };
 
 struct Int8 {
@@ -273,6 +274,12 @@ struct Int8 {
       codes[i] = static_cast<uint8_t>(bits + ZERO);
     }
     for (; i < width(n); ++i) codes[i] = ZERO;
+  }
+
+  // Quantises what write_row left of x, which is overwritten: both together have 15 bits.
+  static void write_rest(float* x, int n, const uint8_t* codes, float scale, uint8_t* rest, float* rest_scale) {
+    for (int i = 0; i < n; ++i) x[i] -= static_cast<int8_t>(codes[i] - ZERO) * scale;
+    write_row(x, n, rest, rest_scale);
   }
 
   template <int M>
@@ -375,6 +382,7 @@ struct Float32 {
   using Cell = float;
   static int width(int inner) { return inner; }
   static void write_row(const float* x, int n, float* cells, float*) { std::memmove(cells, x, n * sizeof(float)); }
+  static void write_rest(float*, int, const float*, float, float*, float*) {}
 
   template <int M, class Use>
   static void rows(const float* x, size_t stride, const float* w, int steps, bool first, bool last, float* kept, int row,
@@ -494,8 +502,8 @@ struct Workspace {
   std::unique_ptr<Pool> pool;
   double seconds[PARTS] = {};  // of the calling thread, which works like all others, since q3_seconds asked last
   std::vector<Scratch> scratch;
-  Buffer<float> hidden, query, key, value, inner, normed, scale, gathered;
-  Buffer<uint8_t> cells;
+  Buffer<float> hidden, query, key, value, inner, normed, scale, rest_scale, gathered;
+  Buffer<uint8_t> cells, rest;
   std::vector<Piece> pieces;
 };
 
@@ -516,6 +524,10 @@ class Forward {
     const int widest = std::max({model.hidden, model.inner, model.heads * d_});
     cells_ = reinterpret_cast<Cell*>(w_.cells.get(static_cast<size_t>(chunk) * P::width(widest) * sizeof(Cell)));
     normed_ = w_.normed.get(static_cast<size_t>(w_.pool->threads()) * model.hidden);
+    if (std::any_of(model.layers, model.layers + model.n_layers, is_refined)) {
+      rest_ = reinterpret_cast<Cell*>(w_.rest.get(static_cast<size_t>(chunk) * P::width(model.hidden) * sizeof(Cell)));
+      rest_scale_ = w_.rest_scale.get(chunk);
+    }
     const size_t queries = static_cast<size_t>(chunk) * (model.heads / model.key_heads), wide = round_up(d_, PANEL);
     for (Scratch& s : w_.scratch) {  // here, where a lack of memory can be told
       s.spare.get(static_cast<size_t>(INNER_BLOCK + chunk) * PANEL);
@@ -548,7 +560,7 @@ class Forward {
     for (int begin = 0; begin < b_.n_rows; begin += chunk_) {
       const int count = std::min(chunk_, b_.n_rows - begin);
       float* hidden = hidden_ + begin * hidden_pitch_;
-      enter(hidden, layer.input_norm, count);
+      enter(hidden, layer.input_norm, count, is_refined(layer));
       project(layer, begin, count, true, true);
       turn(layer, begin, count, true, true, [&](int row) { return begin + row; });
       pieces_of(begin, count);
@@ -560,7 +572,7 @@ class Forward {
   void asked_layer(const Layer& layer, float* output) {
     for (int begin = 0; begin < b_.n_rows; begin += chunk_) {
       const int count = std::min(chunk_, b_.n_rows - begin);
-      enter(hidden_ + begin * hidden_pitch_, layer.input_norm, count);
+      enter(hidden_ + begin * hidden_pitch_, layer.input_norm, count, layer.k.refined);
       project(layer, begin, count, false, true);
       turn(layer, begin, count, false, true, [&](int row) { return begin + row; });
     }
@@ -575,7 +587,7 @@ class Forward {
         while (b_.segment_starts[segment + 1] <= asked[row]) ++segment;
         w_.pieces.push_back({segment, asked[row], 1, row});
       }
-      enter(hidden, layer.input_norm, count);
+      enter(hidden, layer.input_norm, count, layer.q.refined);
       project(layer, 0, count, true, false);
       turn(layer, 0, count, true, false, [&](int row) { return asked[row]; });
       leave(layer, hidden, count);
@@ -586,12 +598,16 @@ class Forward {
 
   void finish(const float* hidden, float* output) { rms_norm(hidden, m_.norm, m_.hidden, m_.eps, output); }
 
-  // Rows into cells, each behind its norm.
-  void enter(const float* hidden, const float* norm, int count) {
+  static bool is_refined(const Layer& layer) { return layer.q.refined || layer.k.refined; }
+
+  // Rows into cells, each behind its norm; with what their rounding left where a product asks for it.
+  void enter(const float* hidden, const float* norm, int count, bool refined = false) {
     each_row(NORMS, count, [&](int row, int thread) {
       float* normed = normed_ + static_cast<size_t>(thread) * m_.hidden;
       rms_norm(hidden + row * hidden_pitch_, norm, m_.hidden, m_.eps, normed);
-      P::write_row(normed, m_.hidden, cells_ + static_cast<size_t>(row) * P::width(m_.hidden), scale_ + row);
+      const size_t place = static_cast<size_t>(row) * P::width(m_.hidden);
+      P::write_row(normed, m_.hidden, cells_ + place, scale_ + row);
+      if (refined) P::write_rest(normed, m_.hidden, cells_ + place, scale_[row], rest_ + place, rest_scale_ + row);
     });
   }
 
@@ -644,6 +660,11 @@ class Forward {
   void multiply(const Matrix& matrix, int panel, int count, int thread, float* out, size_t pitch) {
     P::panel(matrix, panel, cells_, scale_, count, spare(thread),
              [&](int row, int column, vf value) { store(out + row * pitch + column, value); });
+    if (!matrix.refined) return;
+    P::panel(matrix, panel, rest_, rest_scale_, count, spare(thread), [&](int row, int column, vf value) {
+      float* place = out + row * pitch + column;
+      store(place, load(place) + value);
+    });
   }
 
   void add(const Matrix& matrix, int count, float* hidden) {
@@ -781,8 +802,8 @@ class Forward {
   Workspace& w_;
   const int chunk_, d_;
   const size_t hidden_pitch_, query_pitch_, key_pitch_, inner_pitch_;
-  float *hidden_, *query_, *key_, *value_, *inner_, *scale_, *normed_;
-  Cell* cells_;
+  float *hidden_, *query_, *key_, *value_, *inner_, *scale_, *normed_, *rest_scale_ = nullptr;
+  Cell *cells_, *rest_ = nullptr;
 };
 
 // Never destroyed: workers may outlive main(), and a forked child has none to wait for.

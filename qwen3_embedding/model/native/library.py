@@ -42,7 +42,7 @@ class Matrix(ctypes.Structure):
 
     _fields_ = [
         ("weight", ctypes.c_void_p), ("scale", ctypes.c_void_p), ("start", ctypes.c_void_p),
-        ("columns", ctypes.c_int32), ("inner", ctypes.c_int32),
+        ("columns", ctypes.c_int32), ("inner", ctypes.c_int32), ("refined", ctypes.c_int32),
     ]  # fmt: skip
 
 
