@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +25,22 @@ HubName = Annotated[str, typer.Option("--hub", help="Where hub ids live: hugging
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub model.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable output on stdout.")]
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """Heavy imports without the garbage collector, which would walk torch's objects while they come and again at exit.
+
+    What exists afterwards is left out of later collections, as it would stay for the life of the process anyway.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+        gc.freeze()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def read_lines(file: Path | None, where: str = "stdin") -> list[str]:

@@ -19,6 +19,7 @@ from qwen3_embedding.cli.common import (
     Reproducible,
     Revision,
     hub,
+    importing,
     read_lines,
 )
 from qwen3_embedding.types import Precision
@@ -50,7 +51,8 @@ def command(
     """Embed texts into unit vectors."""
     if document and (query or instruction is not None):
         raise ValueError("--document goes with neither --query nor --instruction: documents get no instruction")
-    from qwen3_embedding.inference.embedder import Embedder
+    with importing():
+        from qwen3_embedding.inference.embedder import Embedder
 
     texts = read_lines(file)
     embedder = Embedder.from_pretrained(

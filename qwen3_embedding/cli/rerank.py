@@ -9,7 +9,18 @@ from typing import Annotated, Literal
 
 import typer
 
-from qwen3_embedding.cli.common import Device, DType, HubName, Kernel, Offline, Reproducible, Revision, hub, read_lines
+from qwen3_embedding.cli.common import (
+    Device,
+    DType,
+    HubName,
+    Kernel,
+    Offline,
+    Reproducible,
+    Revision,
+    hub,
+    importing,
+    read_lines,
+)
 
 
 def command(
@@ -30,7 +41,8 @@ def command(
     reproducible: Reproducible = False,
 ) -> None:
     """Rank documents by how well they answer a query; scores are probabilities of "yes"."""
-    from qwen3_embedding.inference.reranker import Reranker
+    with importing():
+        from qwen3_embedding.inference.reranker import Reranker
 
     documents = read_lines(file)
     reranker = Reranker.from_pretrained(
