@@ -20,7 +20,8 @@ try:
 except ImportError:  # CPU builds, and systems that Triton does not know
     triton = None
 
-E4M3_LARGEST = 448.0
+E4M3 = torch.float8_e4m3fn
+LARGEST = torch.finfo(E4M3).max
 TINY = torch.finfo(torch.float32).tiny
 HEADS_PER_PROGRAM = 8
 NORM_ELEMENTS = 4096
@@ -42,8 +43,8 @@ def rms_norm(x_RD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
 
 def rms_norm_fp8(x_RD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(R, D) e4m3 and (R, 1) fp32 scales of the normed rows."""
-    codes_RD = torch.empty(x_RD.shape, dtype=torch.float8_e4m3fn, device=x_RD.device)
-    scale_R1 = torch.empty((len(x_RD), 1), dtype=torch.float32, device=x_RD.device)
+    rows, columns = x_RD.shape
+    codes_RD, scale_R1 = _room(rows, columns, x_RD.device)
     _launch_norm(x_RD, weight_D, codes_RD, scale_R1, eps, True)
     return codes_RD, scale_R1
 
@@ -51,12 +52,11 @@ def rms_norm_fp8(x_RD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Te
 def quantize_fp8(x_RK: Tensor) -> tuple[Tensor, Tensor]:
     """(R, K) e4m3 and (R, 1) fp32 scales."""
     rows, columns = x_RK.shape
-    codes_RK = torch.empty(x_RK.shape, dtype=torch.float8_e4m3fn, device=x_RK.device)
-    scale_R1 = torch.empty((rows, 1), dtype=torch.float32, device=x_RK.device)
+    codes_RK, scale_R1 = _room(rows, columns, x_RK.device)
     if rows:
         block = triton.next_power_of_2(columns)
         _quantize_kernel[(rows,)](
-            x_RK, codes_RK, scale_R1, columns, x_RK.stride(0), E4M3_LARGEST, TINY, block, num_warps=_warps(block)
+            x_RK, codes_RK, scale_R1, rows, columns, x_RK.stride(0), LARGEST, TINY, block, num_warps=_warps(block)
         )
     return codes_RK, scale_R1
 
@@ -92,12 +92,11 @@ def silu_multiply(gate_up_RJ: Tensor) -> Tensor:
 def silu_multiply_fp8(gate_up_RJ: Tensor) -> tuple[Tensor, Tensor]:
     """(R, I) e4m3 and (R, 1) fp32 scales of ``silu(gate) * up``."""
     rows, inner = gate_up_RJ.shape[0], gate_up_RJ.shape[1] // 2
-    codes_RI = torch.empty((rows, inner), dtype=torch.float8_e4m3fn, device=gate_up_RJ.device)
-    scale_R1 = torch.empty((rows, 1), dtype=torch.float32, device=gate_up_RJ.device)
+    codes_RI, scale_R1 = _room(rows, inner, gate_up_RJ.device)
     if rows:
         block = triton.next_power_of_2(inner)
         _silu_fp8_kernel[(rows,)](
-            gate_up_RJ, codes_RI, scale_R1, inner, gate_up_RJ.stride(0), E4M3_LARGEST, TINY, block,
+            gate_up_RJ, codes_RI, scale_R1, rows, inner, gate_up_RJ.stride(0), LARGEST, TINY, block,
             num_warps=_warps(block),
         )  # fmt: skip
     return codes_RI, scale_R1
@@ -110,9 +109,15 @@ def _launch_norm(x_RD: Tensor, weight_D: Tensor, out_RD: Tensor, scale: Tensor, 
     block = triton.next_power_of_2(columns)
     together = max(1, NORM_ELEMENTS // block)
     _norm_kernel[(triton.cdiv(rows, together),)](
-        x_RD, weight_D, out_RD, scale, rows, columns, x_RD.stride(0), eps, E4M3_LARGEST, TINY, together, block, fp8,
+        x_RD, weight_D, out_RD, scale, rows, columns, x_RD.stride(0), eps, LARGEST, TINY, together, block, fp8,
         num_warps=_warps(together * block),
     )  # fmt: skip
+
+
+def _room(rows: int, columns: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(R, C) for codes and (R, 1) for their scales."""
+    codes_RC = torch.empty((rows, columns), dtype=E4M3, device=device)
+    return codes_RC, torch.empty((rows, 1), dtype=torch.float32, device=device)
 
 
 def _warps(elements: int) -> int:
@@ -125,6 +130,23 @@ def _jit(function: Any) -> Any:
 
 
 # fmt: off
+@_jit
+def _store_codes(wide, codes, scales, row, rows, column, columns, mask, largest, tiny):
+    """The formula of model/fp8.py on a block of rows (R, 1) by columns (1, C)."""
+    scale = tl.maximum(tl.max(tl.abs(wide), axis=1)[:, None] / largest, tiny)
+    tl.store(scales + row, scale, mask=row < rows)
+    quotient = tl.minimum(tl.maximum(wide / scale, -largest), largest)
+    tl.store(codes + row * columns + column, quotient.to(tl.float8e4nv), mask=mask)
+
+
+@_jit
+def _gated(gate_up, row, column, inner, stride, mask):
+    """silu(gate) * up of a block, in fp32."""
+    gate = tl.load(gate_up + row * stride + column, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(gate_up + row * stride + inner + column, mask=mask, other=0.0).to(tl.float32)
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
 @_jit
 def _norm_kernel(
     x, weight, out, scales, rows, columns, stride, eps, largest, tiny,
@@ -139,27 +161,18 @@ def _norm_kernel(
     # rounded before the weight and after it, as the reference is
     normed = ((values * inverse).to(factor.dtype).to(tl.float32) * factor.to(tl.float32)).to(factor.dtype)
     if FP8:
-        wide = normed.to(tl.float32)
-        scale = tl.maximum(tl.max(tl.abs(wide), axis=1)[:, None] / largest, tiny)
-        tl.store(scales + row, scale, mask=row < rows)
-        codes = tl.minimum(tl.maximum(wide / scale, -largest), largest)
-        tl.store(out + row * columns + column, codes.to(tl.float8e4nv), mask=mask)
+        _store_codes(normed.to(tl.float32), out, scales, row, rows, column, columns, mask, largest, tiny)
     else:
         tl.store(out + row * columns + column, normed, mask=mask)
 
 
 @_jit
-def _quantize_kernel(
-    x, codes, scales, columns, stride, largest, tiny, BLOCK: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
+def _quantize_kernel(x, codes, scales, rows, columns, stride, largest, tiny, BLOCK: tl.constexpr):
+    row = (tl.program_id(0) + tl.arange(0, 1)).to(tl.int64)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
     mask = column < columns
     wide = tl.load(x + row * stride + column, mask=mask, other=0.0).to(tl.float32)
-    scale = tl.maximum(tl.max(tl.abs(wide), axis=0) / largest, tiny)
-    tl.store(scales + row, scale)
-    quotient = tl.minimum(tl.maximum(wide / scale, -largest), largest)
-    tl.store(codes + row * columns + column, quotient.to(tl.float8e4nv), mask=mask)
+    _store_codes(wide, codes, scales, row, rows, column, columns, mask, largest, tiny)
 
 
 @_jit
@@ -198,24 +211,15 @@ def _silu_kernel(gate_up, out, inner, stride, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = column < inner
-    gate = tl.load(gate_up + row * stride + column, mask=mask, other=0.0)
-    up = tl.load(gate_up + row * stride + inner + column, mask=mask, other=0.0).to(tl.float32)
-    wide = gate.to(tl.float32)
-    tl.store(out + row * inner + column, (wide / (1.0 + tl.exp(-wide)) * up).to(gate.dtype), mask=mask)
+    wide = _gated(gate_up, row, column, inner, stride, mask)
+    tl.store(out + row * inner + column, wide.to(out.dtype.element_ty), mask=mask)
 
 
 @_jit
-def _silu_fp8_kernel(
-    gate_up, codes, scales, inner, stride, largest, tiny, BLOCK: tl.constexpr
-):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
+def _silu_fp8_kernel(gate_up, codes, scales, rows, inner, stride, largest, tiny, BLOCK: tl.constexpr):
+    row = (tl.program_id(0) + tl.arange(0, 1)).to(tl.int64)[:, None]
+    column = tl.arange(0, BLOCK)[None, :]
     mask = column < inner
-    gate = tl.load(gate_up + row * stride + column, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(gate_up + row * stride + inner + column, mask=mask, other=0.0).to(tl.float32)
-    wide = gate / (1.0 + tl.exp(-gate)) * up
-    scale = tl.maximum(tl.max(tl.abs(wide), axis=0) / largest, tiny)
-    tl.store(scales + row, scale)
-    quotient = tl.minimum(tl.maximum(wide / scale, -largest), largest)
-    tl.store(codes + row * inner + column, quotient.to(tl.float8e4nv), mask=mask)
+    wide = _gated(gate_up, row, column, inner, stride, mask)
+    _store_codes(wide, codes, scales, row, rows, column, inner, mask, largest, tiny)
 # fmt: on
