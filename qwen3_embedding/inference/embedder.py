@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -162,7 +163,8 @@ class Embedder:
         return self.runner.run(sequences, progress=progress)
 
     def compile(self, graphs: bool = True) -> None:
-        """Compile the model's layers for this GPU: the first batches take up to a minute, the others less time.
+        """Prepare the model for this GPU: layers without kernels of our own are compiled (the first batches take up to
+        a minute, the others less time), and short texts are recorded.
 
         Args:
             graphs: also record the pass of a single short text as a CUDA graph, for latency.
@@ -233,14 +235,13 @@ class Embedder:
 def cut_windows(texts: list[str], small: bool) -> list[list[str]]:
     """At most :data:`WINDOW_TEXTS` a window; ``small``: at most about :data:`WINDOW_CHARACTERS` too, the first one a
     quarter of that, so that a fast device soon has something to do."""
-    if not small:
-        return [texts[start : start + WINDOW_TEXTS] for start in range(0, len(texts), WINDOW_TEXTS)] or [[]]
+    limit = WINDOW_CHARACTERS if small else sys.maxsize
     windows: list[list[str]] = [[]]
-    room = WINDOW_CHARACTERS // 4
+    room = limit // 4
     for text in texts:
         if windows[-1] and (len(text) > room or len(windows[-1]) == WINDOW_TEXTS):
             windows.append([])
-            room = WINDOW_CHARACTERS
+            room = limit
         windows[-1].append(text)
         room -= len(text)
     return windows

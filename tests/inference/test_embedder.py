@@ -12,6 +12,7 @@ from sentence_transformers import SentenceTransformer
 
 from qwen3_embedding import Embedder
 from qwen3_embedding.errors import CheckpointError, ModelNotFoundError, NumericalError, TruncationWarning
+from qwen3_embedding.inference.embedder import cut_windows
 from qwen3_embedding.types import PRECISIONS, Encoder
 from tests.support.checkpoints import make_embedder_folder
 
@@ -110,6 +111,15 @@ def test_windows_change_nothing(embedder_folder: Path, monkeypatch: pytest.Monke
     assert [str(warning.message) for warning in windows] == [str(warning.message) for warning in whole]
     with pytest.raises(TypeError, match=r"texts\[22\] is int"):
         short.embed_documents([*texts[:22], 3])  # type: ignore[list-item]
+
+
+def test_small_windows_hold_all_texts_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qwen3_embedding.inference.embedder.WINDOW_CHARACTERS", 40)
+    monkeypatch.setattr("qwen3_embedding.inference.embedder.WINDOW_TEXTS", 3)
+    texts = ["a" * 8, "b" * 8, "c" * 30, "d" * 100, "", "e", "f", "g"]
+    assert cut_windows(texts, small=True) == [texts[:1], texts[1:3], texts[3:4], texts[4:7], texts[7:]]
+    assert cut_windows(texts, small=False) == [texts[:3], texts[3:6], texts[6:]]
+    assert cut_windows([], small=True) == cut_windows([], small=False) == [[]]
 
 
 def test_compile_asks_for_a_gpu(embedder: Embedder) -> None:
