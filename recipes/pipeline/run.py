@@ -329,6 +329,7 @@ def evaluation(models: Models, recipe: PipelineRecipe, folder: Path, tasks: list
 
 def random_base(recipe: BaseRecipe, data: Path, output: Path) -> None:
     """A vocabulary, trained on the records or that of another checkpoint, and random weights."""
+    from qwen3_embedding.inference.source import resolve
     from qwen3_embedding.inputs.tokenizer import Tokenizer
     from qwen3_embedding.model.backbone import Backbone
     from qwen3_embedding.model.config import BackboneConfig
@@ -336,7 +337,7 @@ def random_base(recipe: BaseRecipe, data: Path, output: Path) -> None:
 
     vocabulary = output.with_name(output.name + ".vocabulary")
     if recipe.tokenizer:
-        vocabulary = tokenizer_folder(recipe.tokenizer)
+        vocabulary = resolve(recipe.tokenizer)
     else:
         own_vocabulary(data, recipe.vocab_size, vocabulary)
     tokenizer = Tokenizer.from_folder(vocabulary)
@@ -354,12 +355,6 @@ def random_base(recipe: BaseRecipe, data: Path, output: Path) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     export_embedder(beside, Backbone(config).initialize(recipe.seed), vocabulary, "float32", tokenizer.end_id)
     beside.rename(output)
-
-
-def tokenizer_folder(name: str) -> Path:
-    """A folder, or the bundled checkpoint of that name."""
-    bundled = HERE.parents[1] / "qwen3_embedding" / "assets" / name
-    return bundled if bundled.is_dir() else Path(name)
 
 
 def own_vocabulary(data: Path, size: int, folder: Path) -> None:

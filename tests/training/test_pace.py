@@ -12,6 +12,7 @@ from types import ModuleType
 from qwen3_embedding import Embedder
 from qwen3_embedding.data import write_records
 from qwen3_embedding.data.files import read_records
+from qwen3_embedding.inference.source import resolve
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from tests.training.support import pair_records, settings
 
@@ -84,7 +85,7 @@ def test_a_random_base_takes_the_named_tokenizer(tmp_path: Path) -> None:
     narrow = {"hidden_size": 16, "intermediate_size": 16, "layers": 1, "heads": 1, "head_dim": 8}
     base = pipeline.BaseRecipe(tokenizer="nano-embedding", **narrow)
     pipeline.random_base(base, tmp_path, tmp_path / "base")
-    bundled = pipeline.tokenizer_folder("nano-embedding")
+    bundled = resolve("nano-embedding")
     assert Tokenizer.from_folder(tmp_path / "base").token_ids(["water"]) == Tokenizer.from_folder(bundled).token_ids(
         ["water"]
     )
