@@ -31,7 +31,6 @@ from qwen3_embedding.inference.speed import interleave, matrix_operations, rando
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.fp8 import HOPPER, quantize_rows
-from qwen3_embedding.model.graphs import TextGraphs
 from qwen3_embedding.model.weights import yes_no_head
 
 SCALE = {"512": 64, "mixed": 8, "rerank-64x160": 8, "2048": 32, "queries": 4}
@@ -92,13 +91,11 @@ class Ours:
         self.reranker = Reranker(
             backbone, yes_no_head(backbone, {}, words.no_id, words.yes_id, folder), words, "random"
         )
-        if way == "plain":
+        if way != "kernels":
             for layer in backbone.layers:
                 layer.kernels = False  # type: ignore[assignment]
-        if way == "compiled":
+        if way != "plain":
             self.embedder.compile()
-        if way == "kernels":
-            self.embedder.runner.graphs = TextGraphs(backbone)
         self.reranker.runner.graphs = self.embedder.runner.graphs
 
     def run(self, work: Work) -> np.ndarray:
@@ -149,7 +146,6 @@ def measure(case: Case, work: Work, engines: dict[str, Ours | Peer], rounds: int
     for name, timing in timings.items():
         torch.cuda.reset_peak_memory_stats()
         once(name)()
-        # A peer without a reranking head gives the vectors of the prompts.
         cosine = float((rows[name] * reference).sum(1).min()) if reference.ndim == 2 else None
         found[name] = {
             **{"seconds": [round(value, 6) for value in timing.seconds], "median": timing.median},
@@ -158,6 +154,7 @@ def measure(case: Case, work: Work, engines: dict[str, Ours | Peer], rounds: int
             "texts_per_second": len(work.texts) / timing.median,
             "peak_gib": torch.cuda.max_memory_allocated() / GIB,
             "lowest_cosine": cosine,
+            # A peer without a reranking head gives the vectors of the prompts.
             "largest_difference": (
                 float(np.abs(rows[name] - reference).max()) if rows[name].shape == reference.shape else None
             ),
@@ -276,10 +273,10 @@ def main() -> None:
         extra: dict[str, Any] = {}
         for name in options.cases:
             if name == "long":
-                plain = next(iter(engines.values()))
-                assert isinstance(plain, Ours)
-                extra["long"] = long_text(plain.embedder)
-                extra["synchronisations"] = synchronisations(plain.embedder, random_texts(words, [500] * 64))
+                first = next(iter(engines.values()))
+                assert isinstance(first, Ours)
+                extra["long"] = long_text(first.embedder)
+                extra["synchronisations"] = synchronisations(first.embedder, random_texts(words, [500] * 64))
                 print(f"one long text: {extra['long']}; waits inside a pass: {extra['synchronisations']}")
                 continue
             case = cases(SCALE.get(name, 1))[name]

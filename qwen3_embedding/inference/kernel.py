@@ -9,6 +9,7 @@ import torch
 
 from qwen3_embedding.model.attention import attention_for
 from qwen3_embedding.model.backbone import Backbone
+from qwen3_embedding.model.fused import FusedLayer
 from qwen3_embedding.model.native.forward import NativeForward
 from qwen3_embedding.model.native.library import Library, NativeUnavailableError, native
 from qwen3_embedding.model.quantized import choose_engine, native_engine, quantize_, refined_products
@@ -63,7 +64,8 @@ def use_kernel(backbone: Backbone, library: Library | None, dtype: torch.dtype) 
 
 
 def describe(backbone: Backbone) -> str:
-    """The kernels of a loaded model, for people: ``native avx512-vnni`` or ``PyTorch, attention=sdpa``.
+    """The kernels of a loaded model, for people: ``native avx512-vnni``, ``PyTorch, attention=sdpa``, ``Triton,
+    attention=varlen`` (our own between a GPU's products).
 
     Products of an int8 model that take more than 8 bits are counted behind it.
     """
@@ -71,7 +73,9 @@ def describe(backbone: Backbone) -> str:
     wider = f", 15-bit activations in {len(refined)} of {7 * len(backbone.layers)} products" if refined else ""
     if backbone.native is not None:
         return f"native {backbone.native.library.isa}{wider}"
-    return f"PyTorch, attention={attention_for(backbone.device, backbone.dtype).__name__}{wider}"
+    first = backbone.layers[0]
+    between = "Triton" if isinstance(first, FusedLayer) and first.takes(backbone.embed_tokens.weight) else "PyTorch"
+    return f"{between}, attention={attention_for(backbone.device, backbone.dtype).__name__}{wider}"
 
 
 def why_not_native(backbone: Backbone) -> str:

@@ -22,6 +22,8 @@ from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.layers import Layer, RMSNorm, Rotation
 from qwen3_embedding.model.rope import rotate
 
+HALF = (torch.bfloat16, torch.float16)
+"""Types that our kernels are for; the passes at wider ones are there for exactness."""
 MLP_CHUNK_ROWS = 65536
 """Rows the MLP takes at a time: a GPU wants many, and memory is plenty beside a batch of the default budget."""
 
@@ -41,14 +43,14 @@ class FusedLayer(nn.Module):
         self.q_norm, self.k_norm = attention.q_norm, attention.k_norm
         self.input_layernorm = layer.input_layernorm
         self.post_attention_layernorm = layer.post_attention_layernorm
-        self.kernels = False
+        self.kernels = triton_kernels.available()
         """Whether our own kernels do what lies between the products; else PyTorch does, compiled or not."""
         self.before: Callable[..., tuple[Tensor, Tensor, Tensor]] = partial(before_attention, self)
         self.after: Callable[..., Tensor] = partial(after_attention, self)
 
     def forward(self, hidden_TD: Tensor, rotation: Rotation, plan: AttentionPlan) -> Tensor:
         """(R, D) for the R rows that the plan asks for (all T of them where it names none)."""
-        if self.kernels and hidden_TD.is_cuda:
+        if self.takes(hidden_TD):
             return self._by_kernels(hidden_TD, rotation, plan)
         query, key, value = self.before(hidden_TD, *rotation)
         residual_RD = hidden_TD
@@ -60,6 +62,10 @@ class FusedLayer(nn.Module):
             return self.after(residual_RD, attended)
         chunks = zip(residual_RD.split(MLP_CHUNK_ROWS), attended.split(MLP_CHUNK_ROWS), strict=True)  # type: ignore[no-untyped-call]
         return torch.cat([self.after(*chunk) for chunk in chunks])
+
+    def takes(self, hidden_TD: Tensor) -> bool:
+        """Whether our own kernels run on such rows."""
+        return self.kernels and hidden_TD.is_cuda and hidden_TD.dtype in HALF
 
     def _by_kernels(self, hidden_TD: Tensor, rotation: Rotation, plan: AttentionPlan) -> Tensor:
         """The same by :mod:`qwen3_embedding.model.triton_kernels`; ``hidden_TD`` is written over."""
@@ -143,16 +149,15 @@ def fuse_(backbone: Backbone) -> Backbone:
     for number, layer in enumerate(backbone.layers):
         if type(layer) is not Layer or not isinstance(layer.mlp.gate_proj, nn.Linear):
             raise ValueError(f"layer {number} is {type(layer).__name__} with {backbone.type_name} products; fuse first")
-        fused = FusedLayer(layer).eval()
-        fused.kernels = triton_kernels.available()
-        backbone.layers[number] = fused
+        backbone.layers[number] = FusedLayer(layer).eval()
     return backbone
 
 
 def compile_(backbone: Backbone, **options: Any) -> Backbone:
     """Compile what lies between attention and attention, once for all layers; fused if it is not yet.
 
-    The first batches take up to a minute. ``options`` go to :func:`torch.compile`.
+    Where our own kernels run they go on to, for they are faster. The first batches take up to a minute otherwise.
+    ``options`` go to :func:`torch.compile`.
     """
     if not isinstance(backbone.layers[0], FusedLayer):
         fuse_(backbone)
@@ -160,6 +165,5 @@ def compile_(backbone: Backbone, **options: Any) -> Backbone:
     after = torch.compile(after_attention, dynamic=True, **options)
     for layer in backbone.layers:
         assert isinstance(layer, FusedLayer)
-        layer.kernels = False
         layer.before, layer.after = partial(before, layer), partial(after, layer)
     return backbone

@@ -213,20 +213,26 @@ def test_on_a_gpu_all_ways_agree(backbone: Backbone) -> None:
     texts = [*sequences(40), [5], sequences(1)[0][:16]]
     exact = Runner(backbone, normalize).run(texts)
     for make in (fuse_, quantize_fp8_):
-        formula = Runner(make(copy.deepcopy(backbone).to(torch.bfloat16)), normalize).run(texts)
-        allowed = max(0.01, 1.1 * float(1 - (formula * exact).sum(1).min()))  # fp8 moves so small a model by 0.03
         if make is quantize_fp8_ and torch.cuda.get_device_capability() < (9, 0):
             continue
-        runner = Runner(make(copy.deepcopy(backbone).to("cuda", torch.bfloat16)), normalize)
-        for compiled in (False, True):
+        half = make(copy.deepcopy(backbone).to("cuda", torch.bfloat16))
+        formula = 1 - (Runner(copy.deepcopy(half).to("cpu"), normalize).run(texts) * exact).sum(1)
+        runner = Runner(half, normalize)
+        for compiled, kernels in ((False, True), (True, True), (True, False)):
+            for layer in runner.backbone.layers:
+                assert isinstance(layer, FusedLayer)
+                layer.kernels = kernels and triton_kernels.available()
             if compiled:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     runner.compile()
-            together = (runner.run(texts) * exact).sum(1)
-            alone = (np.concatenate([runner.run([text]) for text in texts]) * exact).sum(1)
-            assert 1 - together.min() <= allowed
-            assert 1 - alone.min() <= allowed
+            together, alone = runner.run(texts), np.concatenate([runner.run([text]) for text in texts])
+            for found in (together, alone):
+                off = 1 - (found * exact).sum(1)
+                if make is fuse_:
+                    assert off.max() <= 0.01
+                # fp8 moves so small a model by up to 0.03, so what counts is to be as near as the formula is
+                assert off.mean() <= 1.1 * formula.mean()
 
 
 @pytest.mark.gpu
@@ -274,3 +280,16 @@ def test_texts_of_one_length_give_the_same_on_the_other_attention_kernel() -> No
     assert plan.even is not None
     uneven = dataclasses.replace(plan, blocks=())
     torch.testing.assert_close(varlen(query, key, value, plan), varlen(query, key, value, uneven), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_wide_pass_on_a_gpu_is_that_of_the_cpu(backbone: Backbone) -> None:
+    batch = pack(sequences())
+    for make in (fuse_, quantize_fp8_):
+        if make is quantize_fp8_ and torch.cuda.get_device_capability() < (9, 0):
+            continue
+        half = make(copy.deepcopy(backbone).to("cuda", torch.bfloat16))
+        # the very same codes: a scale divided on a GPU can differ in its last bit
+        wanted = copy.deepcopy(half).to("cpu")(batch, compute_dtype=torch.float32)
+        torch.testing.assert_close(half(batch, compute_dtype=torch.float32).cpu(), wanted, atol=1e-4, rtol=1e-4)
