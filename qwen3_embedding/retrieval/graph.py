@@ -31,6 +31,7 @@ class Graph:
     def __init__(self, index: Any, numbers_N: IntArray) -> None:
         self._index = index
         self._numbers_N = numbers_N
+        self._first = _first_of_run(numbers_N)
 
     @classmethod
     def write(
@@ -74,8 +75,18 @@ class Graph:
         """At most ``count`` rows, the nearest that a search of breadth ``effort`` (at least ``count``) finds."""
         self._index.expansion_search = max(effort, count)
         found = self._index.search(_to_int8(vector_D), min(count, len(self._numbers_N)), threads=1)
-        rows: IntArray = np.searchsorted(self._numbers_N, found.keys.astype(np.int64))
+        numbers = found.keys.astype(np.int64)
+        if self._first is not None:
+            return numbers - self._first
+        rows: IntArray = np.searchsorted(self._numbers_N, numbers)
         return rows
+
+
+def _first_of_run(numbers_N: IntArray) -> int | None:
+    """The first number where all follow one another, so that a row need not be searched for: nothing was deleted."""
+    if len(numbers_N) and numbers_N[-1] - numbers_N[0] == len(numbers_N) - 1:
+        return int(numbers_N[0])
+    return None
 
 
 def _new(dimensions: int) -> Any:
