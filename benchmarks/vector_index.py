@@ -4,10 +4,10 @@
     python -m benchmarks.vector_index --rows 1000000 --queries 1000
     python -m benchmarks.vector_index --vectors vectors.npy --rows 1000000      # your own, (N, D) float32
 
-Every engine is asked one query at a time, on one thread, at rising search breadths; the table shows the least breadth
-at which its recall@10 against the exact search reaches the target.  Without ``--vectors`` they are a mixture of
-Gaussians: clusters of very different sizes, each spread along a few directions more than along others.
-Queries are held out of the same source.  Needs faiss-cpu and usearch.
+Every graph has the same M and breadth of construction.  Every engine is asked one query at a time, on one thread, at
+rising search breadths; the table shows the least breadth at which its recall@10 against the exact search reaches the
+target.  Without ``--vectors`` they are a mixture of Gaussians: clusters of very different sizes, each spread along a
+few directions more than along others.  Queries are held out of the same source.  Needs faiss-cpu and usearch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,13 @@ import numpy as np
 
 from benchmarks.cases import machine, save
 from qwen3_embedding.cli.common import print_table
+from qwen3_embedding.retrieval.graph import BUILD_BREADTH, NEIGHBOURS
 from qwen3_embedding.retrieval.index import SearchIndex
 from qwen3_embedding.retrieval.manifest import IndexSettings
 from qwen3_embedding.retrieval.search import DenseQuery
 
 TOP = 10
-BREADTHS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384, 512, 1024)
+BREADTHS = (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256, 320, 384, 512, 1024)
 OURS = ("ours-hnsw-sq", "ours-binary", "ours-ivf-pq")
 ENGINES = (*OURS, "faiss-hnsw", "usearch-float32", "usearch-int8", "lancedb-hnsw-sq")
 
@@ -105,7 +107,7 @@ def build_ours(kind: str, vectors: np.ndarray, work: Path) -> Built:
         part = vectors[at : at + 50_000]
         index.add([{"id": str(at + n), "text": f"document {at + n}"} for n in range(len(part))], vectors=part)
         print(f"{kind}: {at + len(part):,} rows, {time.perf_counter() - began:.0f} s", file=sys.stderr)
-    index.optimize()
+    index.optimize(keep=timedelta(0))  # the bytes are those at rest
     seconds = time.perf_counter() - began
 
     def search(query: np.ndarray, breadth: int) -> list[int]:
@@ -121,8 +123,8 @@ def build_faiss(vectors: np.ndarray, work: Path, threads: int) -> Built:
     import faiss
 
     faiss.omp_set_num_threads(threads)
-    index = faiss.IndexHNSWFlat(vectors.shape[1], 16, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = 100
+    index = faiss.IndexHNSWFlat(vectors.shape[1], NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+    index.hnsw.efConstruction = BUILD_BREADTH
     began = time.perf_counter()
     index.add(vectors)
     seconds = time.perf_counter() - began
@@ -142,8 +144,9 @@ def build_faiss(vectors: np.ndarray, work: Path, threads: int) -> Built:
 def build_usearch(dtype: str, vectors: np.ndarray, threads: int) -> Built:
     from usearch.index import Index
 
+    metric = "ip" if dtype == "f32" else "cos"
     index = Index(
-        ndim=vectors.shape[1], metric="ip" if dtype == "f32" else "cos", dtype=dtype, connectivity=16, expansion_add=100
+        ndim=vectors.shape[1], metric=metric, dtype=dtype, connectivity=NEIGHBOURS, expansion_add=BUILD_BREADTH
     )
     began = time.perf_counter()
     for at in range(0, len(vectors), 100_000):
@@ -170,7 +173,8 @@ def build_lancedb(vectors: np.ndarray, work: Path) -> Built:
         part = vectors[at : at + 100_000]
         column = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), vectors.shape[1])
         table.add(pa.table([pa.array(np.arange(at, at + len(part))), column], schema=schema))
-    table.create_index("vector", config=HnswSq(distance_type="dot", num_partitions=1, m=16, ef_construction=100))
+    config = HnswSq(distance_type="dot", num_partitions=1, m=NEIGHBOURS, ef_construction=BUILD_BREADTH)
+    table.create_index("vector", config=config)
     seconds = time.perf_counter() - began
 
     def search(query: np.ndarray, breadth: int) -> list[int]:
@@ -258,7 +262,7 @@ def main() -> None:
     line = {"rows": len(vectors), "dimensions": vectors.shape[1], "queries": len(queries), "vectors": source}
     line |= {"recall": options.recall, "engines": results, **machine()}
     print(json.dumps(line))
-    print(save("vector-index", line), file=sys.stderr)
+    print(save(f"vector-index-{options.rows}", line), file=sys.stderr)
 
 
 def _show(results: dict[str, Any], rows: int, target: float) -> None:

@@ -1,7 +1,8 @@
 """A first pass over an HNSW graph of int8 vectors (usearch), mapped from disk.
 
 Source: Malkov and Yashunin 2018, "Efficient and robust approximate nearest neighbor search using Hierarchical
-Navigable Small World graphs".  M is 16, the breadth of construction 100.
+Navigable Small World graphs".  M is 24 and the breadth of construction 128: at a million vectors a search for
+recall@10 of 0.95 takes 0.6 of the time that M = 16 and breadth 100 take, for 80 bytes more a vector (docs/log.md).
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from qwen3_embedding.errors import IndexCorruptError
 from qwen3_embedding.optional import require
 from qwen3_embedding.types import FloatArray, IntArray
 
-NEIGHBOURS = 16
-BUILD_BREADTH = 100
+NEIGHBOURS = 24
+BUILD_BREADTH = 128
 _FILE = "graph.usearch"
 
 

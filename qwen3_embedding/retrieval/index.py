@@ -252,12 +252,17 @@ class SearchIndex(Searchable):
             plan = replace(plan, instruction=self.manifest.instruction)
         return super().run(queries, plan)
 
-    def optimize(self) -> None:
-        """Compact: merge what was added since into all indices, and drop versions older than ten minutes."""
+    def optimize(self, keep: timedelta = _KEPT_VERSIONS) -> None:
+        """Compact: merge what was added since into all indices, and drop old versions of the table.
+
+        Args:
+            keep: how old a version may be and stay on disk. Another process that still reads an older one than this
+                finds files missing and must open the index anew; zero is for an index that nobody else reads.
+        """
         with _reading(self.folder):
             self._table.create_index("id", config=BTree(), replace=True)
             self._train(replace=True)
-            self._table.optimize(cleanup_older_than=_KEPT_VERSIONS)
+            self._table.optimize(cleanup_older_than=keep)
         if self.manifest.has_snapshot and len(self):
             self._write_snapshot()
 

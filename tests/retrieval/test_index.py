@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -453,6 +454,22 @@ def test_optimize_keeps_the_answers(index: SearchIndex) -> None:
     assert [index.search(query) for query in QUERIES] == before
     assert len(index) == 200
     assert all(hit.id >= "d0100" for query in QUERIES for hit in index.search(query, 300, 300, "text"))
+
+
+@pytest.mark.filterwarnings("ignore:optimize.cleanup_older_than=0")
+def test_optimize_frees_what_old_versions_hold(index: SearchIndex) -> None:
+    for _ in range(4):
+        index.upsert([{"id": f"d{number:04}", "text": WORDS[number % len(WORDS)]} for number in range(150)])
+    before = [index.search(query) for query in QUERIES]
+    index.optimize()
+    kept = _bytes(index.folder)
+    index.optimize(keep=timedelta(0))
+    assert _bytes(index.folder) < 0.6 * kept
+    assert [index.search(query) for query in QUERIES] == before
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def test_weights_of_the_legs(index: SearchIndex) -> None:

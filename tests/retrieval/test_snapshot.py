@@ -279,3 +279,19 @@ def test_wider_vectors_are_cut_then_normalised(tmp_path: Path) -> None:
     ((best, score),) = index.exact(short[2], 1)
     assert best == "d2"
     assert score == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize("first_pass", ["binary", "hnsw-sq"])
+def test_ids_in_any_script_and_numbers_with_gaps(tmp_path: Path, first_pass: FirstPass) -> None:
+    """Every row is its own nearest, under ids of one to many bytes a letter, behind rows that were taken out."""
+    rows = {f"{'é文😀x'[n % 4] * (1 + n % 5)}{n}": vector for n, vector in enumerate(vectors(400))}
+    names = list(rows)
+    settings = IndexSettings(first_pass=first_pass, oversample=8)
+    index = SearchIndex.create(tmp_path / "i", HashEncoder(DIMENSIONS), settings=settings)
+    index.add([{"id": name, "text": "text"} for name in names], vectors=vectors(400))
+    for gone in ([], names[:7], names[100:300:5]):
+        index.delete(gone)
+        index.optimize()
+        names = [name for name in names if name not in gone]
+        for name in names[::13]:
+            assert index.retrieve_dense(rows[name][None, :], DenseQuery(1))[0][0][0] == name
