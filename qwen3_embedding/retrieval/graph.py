@@ -2,7 +2,7 @@
 
 Source: Malkov and Yashunin 2018, "Efficient and robust approximate nearest neighbor search using Hierarchical
 Navigable Small World graphs".  M is 24 and the breadth of construction 128: at a million vectors a search for
-recall@10 of 0.95 takes 0.6 of the time that M = 16 and breadth 100 take, for 80 bytes more a vector (docs/log.md).
+recall@10 of 0.95 takes 0.6 of the time that M = 16 and breadth 100 take, for 60 bytes more a vector (docs/log.md).
 """
 
 from __future__ import annotations

@@ -8,16 +8,18 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from qwen3_embedding import __version__
 from qwen3_embedding.serving import dialects
 from qwen3_embedding.serving.errors import NoSuchRouteError
 from qwen3_embedding.serving.requests import json_response
 from qwen3_embedding.serving.routes import cohere, openai, playground, rerank, tei, vllm
-from qwen3_embedding.serving.routing import MODELS
+from qwen3_embedding.serving.routing import MODELS, is_straight
 from qwen3_embedding.serving.server import Server
 
 
@@ -57,7 +59,32 @@ def create_app(server: Server, rpc: tuple[str, int] | None = None) -> FastAPI:
         dialect.add(app, server)
     app.add_exception_handler(HTTPException, _no_route)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    app.middleware_stack = Straight(app)
     return app
+
+
+class Straight:
+    """Takes requests whose method and path are a route's own to that route, and all others through the framework.
+
+    A route answers its own errors (``serving/requests.py``), so what the framework's layers do around it, trying the
+    patterns of all routes among it, is a quarter of a short request's time for nothing.
+    """
+
+    def __init__(self, app: FastAPI) -> None:
+        self._around = app.build_middleware_stack()
+        self._routes: dict[tuple[str, str], ASGIApp] = {
+            (method, route.path): route.app
+            for route in reversed(app.routes)  # of two the first counts, as it does in the framework
+            if isinstance(route, APIRoute) and is_straight(route) and "{" not in route.path
+            for method in route.methods or ()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        route = None
+        if scope["type"] == "http" and not scope.get("root_path"):
+            route = self._routes.get((scope["method"], scope["path"]))
+        await (route or self._around)(scope, receive, send)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

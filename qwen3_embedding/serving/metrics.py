@@ -6,11 +6,13 @@ No label ever holds a text or a secret: callers appear by the name of their key.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from qwen3_embedding.serving.queue import BatchReport, QueueStats
@@ -50,6 +52,30 @@ class _PlainCounters(Collector):
             for labels, value in (values.get(name) or {(): 0.0}).items():
                 metric.add_sample(name, dict(labels), value)
             yield metric
+
+
+class _Lengths(Collector):
+    """A histogram that takes many values at once."""
+
+    NAME, TEXT = "te_request_input_length", "Tokens of an input."
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts = [0] * (len(_TOKENS) + 1)
+        self._sum = 0.0
+
+    def add(self, lengths: Sequence[int]) -> None:
+        with self._lock:
+            self._sum += sum(lengths)
+            for length in lengths:
+                self._counts[bisect_left(_TOKENS, length)] += 1
+
+    def collect(self) -> Iterator[Metric]:
+        with self._lock:
+            counts, total = list(accumulate(self._counts)), self._sum
+        bounds = [*(str(float(bound)) for bound in _TOKENS), "+Inf"]
+        buckets = list(zip(bounds, counts, strict=True))
+        yield HistogramMetricFamily(self.NAME, self.TEXT, buckets=buckets, sum_value=total)
 
 
 class _QueueGauges(Collector):
@@ -107,9 +133,8 @@ class Metrics:
         self.inference_duration = seconds(
             "te_request_inference_duration", "Seconds from the first batch to the last row."
         )
-        self.input_length = Histogram(
-            "te_request_input_length", "Tokens of an input.", registry=registry, buckets=_TOKENS
-        )
+        self._lengths = _Lengths()
+        registry.register(self._lengths)
         self.batch_size = Histogram("te_batch_next_size", "Sequences of a batch.", registry=registry, buckets=_COUNTS)
         self.batch_tokens = Histogram("te_batch_next_tokens", "Tokens of a batch.", registry=registry, buckets=_TOKENS)
         self.batch_seconds = Histogram(
@@ -122,6 +147,7 @@ class Metrics:
             "qwen3_tokens", "Tokens asked for, by model and caller.", ["model", "caller"], registry=registry
         )
         self.truncated = Counter("qwen3_truncated_inputs", "Inputs that were cut.", ["model"], registry=registry)
+        self._children: dict[tuple[str, ...], Counter] = {}
         self.in_flight = Gauge("qwen3_requests_in_flight", "Requests being answered.", registry=registry)
 
     def watch(self, model: str, read: Callable[[], QueueStats]) -> None:
@@ -137,6 +163,24 @@ class Metrics:
     def count(self, name: str, amount: float = 1, **labels: str) -> None:
         """Add to one of the counters that are named as text-embeddings-inference names them."""
         self._plain.add(name, amount, **labels)
+
+    def request(self, route: str, status: str) -> None:
+        """A request was answered."""
+        self._child(self.requests, route, status).inc()
+
+    def inputs(self, model: str, caller: str, lengths: Sequence[int], cut: int) -> None:
+        """The inputs of a request were computed: their tokens, and how many were cut."""
+        self._lengths.add(lengths)
+        self._child(self.tokens, model, caller).inc(sum(lengths))
+        self._child(self.truncated, model).inc(cut)
+
+    def _child(self, counter: Counter, *labels: str) -> Counter:
+        """The counter under these labels; prometheus_client checks and locks at every look-up."""
+        key = (counter._name, *labels)
+        found = self._children.get(key)
+        if found is None:
+            found = self._children[key] = counter.labels(*labels)
+        return found
 
     def render(self) -> bytes:
         """The text exposition format."""

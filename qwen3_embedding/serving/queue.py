@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import hashlib
+import math
 import threading
 import time
 from collections import OrderedDict, deque
@@ -44,6 +45,8 @@ Compute = Callable[[list[list[int]]], FloatArray]
 """Token-id sequences in, float32 of shape (N,) or (N, D) out, in the same order. Runs on the worker thread only."""
 
 MIN_BATCH_TOKENS = 256
+QUERIES_COME_S = 1.0
+"""For so long after a query, batches that hold bulk are half as large: the next query waits for one of them."""
 BROKEN_AFTER = 2
 """So many failed starts in a row, and what waits for this worker is refused instead of kept."""
 LONGEST_PAUSE_S = 30.0
@@ -363,6 +366,7 @@ class TokenQueue:
         self._waiting_tokens = 0
         self._waiting_sequences = 0
         self._bulk_passed_over = False
+        self._last_query = -math.inf
         self._cache = _RowCache(self.settings.cache_bytes) if self.settings.cache_bytes else None
         self._rate_tokens = 0.0
         self._rate_seconds = 0.0
@@ -695,6 +699,10 @@ class TokenQueue:
         budget = self._budget(worker)
         query, bulk = self._lanes[Lane.QUERY], self._lanes[Lane.BULK]
         bulk_waits = bulk.peek() is not None
+        if query.peek() is not None:
+            self._last_query = time.monotonic()
+        if bulk_waits and time.monotonic() - self._last_query < QUERIES_COME_S:
+            budget = max(budget // 2, min(budget, MIN_BATCH_TOKENS))
         picker = _Picker(budget)
         if self._bulk_passed_over:
             # Its next job did not fit beside the queries last time: it goes first, once.

@@ -10,7 +10,8 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -82,19 +83,20 @@ class Call:
         self.request = request
         self.route = route
         self.began = time.monotonic()
-        self.id = request_id(request.headers.get("x-request-id", ""))
+        self._headers = _headers_of(request)
+        self.id = request_id(self._headers.get("x-request-id", ""))
         self.work = Work(Caller("unknown"))
         self.ignored: list[str] = []
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """Headers of the request."""
-        return self.request.headers
+        """Headers of the request, names in lower case; of one that came twice the first."""
+        return self._headers
 
     @property
     def wants(self) -> str:
         """The ``Accept`` header, lower case."""
-        return self.request.headers.get("accept", "").lower()
+        return self._headers.get("accept", "").lower()
 
     def admit(self) -> None:
         """Check the key, read deadline and lane.
@@ -103,7 +105,7 @@ class Call:
             UnauthorizedError: no key or an unknown one.
             BadRequestError: a deadline or a lane that is none.
         """
-        headers = self.request.headers
+        headers = self._headers
         self.work = Work(self.host.keys.admit(headers))
         self.work.deadline = self.began + self._allowed_s(headers.get("x-deadline-ms"))
         lane = headers.get("x-priority")
@@ -142,6 +144,12 @@ class Call:
         if self.ignored:
             headers["x-ignored-fields"] = ",".join(self.ignored)
         return headers
+
+
+def _headers_of(request: Request) -> dict[str, str]:
+    """Read once: Starlette's own mapping decodes all of them for every look-up."""
+    pairs = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"]]
+    return dict(reversed(pairs))
 
 
 def request_id(given: str) -> str:
@@ -210,7 +218,7 @@ def account(call: Served, status: str, error: ServingError | None) -> None:
     if call.host.traces is not None and not call.route.endswith(UNTRACED):
         call.host.traces.record(call, status, error, call.metadata)
     work, metrics, total = call.work, call.host.metrics, time.monotonic() - call.began
-    metrics.requests.labels(call.route, status).inc()
+    metrics.request(call.route, status)
     if work.items:
         metrics.count(f"te_{work.kind}_count", work.items)
     if work.items or error is not None:
@@ -226,10 +234,7 @@ def account(call: Served, status: str, error: ServingError | None) -> None:
         metrics.tokenization_duration.observe(work.tokenization_s)
         metrics.queue_duration.observe(work.queue_s)
         metrics.inference_duration.observe(work.inference_s)
-        metrics.tokens.labels(work.model, work.caller.name).inc(work.tokens)
-        metrics.truncated.labels(work.model).inc(len(work.cuts))
-        for length in work.lengths:
-            metrics.input_length.observe(length)
+        metrics.inputs(work.model, work.caller.name, work.lengths, len(work.cuts))
     if not log.isEnabledFor(logging.INFO):
         return
     line: dict[str, Any] = {
@@ -262,11 +267,12 @@ async def read_json(call: Call) -> dict[str, Any]:
         TooLargeError, RequestTimeoutError, BadRequestError: too large, too slow, or not a JSON object.
     """
     most, patience = call.host.settings.max_body_bytes, call.host.settings.body_timeout_s
-    length = call.request.headers.get("content-length", "")
+    length = call.metadata.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:19]) > most:
         raise TooLargeError(f"the body has {length[:19]} bytes, and this server takes {most} at most")
     try:
-        raw = await asyncio.wait_for(_collect(call.request, most), patience)
+        async with asyncio.timeout(patience):
+            raw = await _collect(call.request, most)
     except TimeoutError:
         raise RequestTimeoutError(f"the body did not arrive within {patience:g} seconds") from None
     try:
@@ -305,32 +311,75 @@ def parse(call: Call, raw: dict[str, Any], model: type[Body]) -> Body:
     return body
 
 
-async def unless_gone(call: Call, work: Coroutine[Any, Any, T]) -> T:
+async def unless_gone(call: Call, work: Awaitable[T]) -> T:
     """Do the work; give it up when the client leaves or the time is over. Call it when the body has been read.
 
     Raises:
         ClientGoneError, DeadlineError: given up.
     """
-    watch = asyncio.ensure_future(_cancel_when_gone(call.request, asyncio.current_task()))
+    departures = Departures.of_running_loop()
+    task = asyncio.current_task()
+    assert task is not None
     left = None if call.work.deadline is None else max(call.work.deadline - time.monotonic(), 0.0)
+    departures.watch(task, call.request)
     try:
         async with asyncio.timeout(left):
             return await work
     except asyncio.CancelledError:
-        if not watch.done() or watch.cancelled():
+        if task not in departures.gone:
             raise
         raise ClientGoneError("the client left before the answer was there") from None
     except TimeoutError:
         raise DeadlineError("the answer was not there in time; ask for less at once, or allow more time") from None
     finally:
-        watch.cancel()
+        departures.forget(task)
 
 
-async def _cancel_when_gone(request: Request, task: asyncio.Task[Any] | None) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    if task is not None:
-        task.cancel()
+class Departures:
+    """Cancels the work for clients that left: one task looks at all requests of an event loop, a few times a second.
+
+    A task for each request would cost more than most requests take.
+    """
+
+    EVERY_S = 0.2
+    _loops: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Departures]] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.gone: set[asyncio.Task[Any]] = set()
+        """Cancelled because their client left."""
+        self._watched: dict[asyncio.Task[Any], Request] = {}
+        self._looking: asyncio.Task[None] | None = None
+
+    @classmethod
+    def of_running_loop(cls) -> Departures:
+        """That of the event loop which calls."""
+        loop = asyncio.get_running_loop()
+        found = cls._loops.get(loop)
+        if found is None:
+            found = cls._loops[loop] = cls()
+        return found
+
+    def watch(self, task: asyncio.Task[Any], request: Request) -> None:
+        """Cancel ``task`` when the client of ``request``, whose body has been read, leaves."""
+        self._watched[task] = request
+        if self._looking is None:
+            self._looking = asyncio.create_task(self._look())
+
+    def forget(self, task: asyncio.Task[Any]) -> None:
+        """The task is over."""
+        self._watched.pop(task, None)
+        self.gone.discard(task)
+
+    async def _look(self) -> None:
+        try:
+            while self._watched:
+                await asyncio.sleep(self.EVERY_S)
+                for task, request in list(self._watched.items()):
+                    if await request.is_disconnected() and task in self._watched and task not in self.gone:
+                        self.gone.add(task)
+                        task.cancel()
+        finally:
+            self._looking = None
 
 
 def json_response(body: Any, status: int = 200) -> Response:

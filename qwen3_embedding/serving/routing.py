@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 from starlette.routing import request_response
@@ -29,6 +31,7 @@ ERROR_STATUSES = {
     503: "Starting, draining, or the worker was lost.",
     504: "The deadline passed.",
 }
+_STRAIGHT: WeakSet[Any] = WeakSet()
 MODELS: dict[str, type[BaseModel]] = {}
 """Request models by the name under which the OpenAPI document has them."""
 
@@ -58,14 +61,10 @@ def post(
 
     async def whole(call: Call) -> Response:
         body = parse(call, await read_json(call), model)
-        return await unless_gone(call, _as_coroutine(handle(call, body)))
+        return await unless_gone(call, handle(call, body))
 
     for path in paths:
         add_post(app, path, endpoint(server, path, dialect, whole), (model,), doc)
-
-
-async def _as_coroutine(work: Awaitable[Response]) -> Response:
-    return await work
 
 
 def add_post(app: FastAPI, path: str, run: Any, models: tuple[type[BaseModel], ...], doc: Doc) -> None:
@@ -119,7 +118,14 @@ def get(
 
 def _call_straight(app: FastAPI, run: Any) -> None:
     """Let the route added last call ``run`` itself: it takes the bare request, so FastAPI has nothing to prepare."""
-    app.routes[-1].app = request_response(run)  # type: ignore[attr-defined]
+    call = request_response(run)
+    app.routes[-1].app = call  # type: ignore[attr-defined]
+    _STRAIGHT.add(call)
+
+
+def is_straight(route: APIRoute) -> bool:
+    """Whether a route takes the bare request and needs nothing of FastAPI around it."""
+    return route.app in _STRAIGHT
 
 
 def _binary(doc: Doc) -> dict[str, Any]:

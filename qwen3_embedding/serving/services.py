@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 import time
+import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
+from functools import partial
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -32,6 +38,9 @@ CHARACTERS_PER_TOKEN = 250
 
 INLINE_CHARACTERS = 2_000
 """Up to here tokenising is cheaper than handing it to another thread."""
+
+INLINE_SEQUENCES = 64
+"""Up to here queueing is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +137,7 @@ class ModelService:
         work.lengths += lengths
         work.tokens += sum(lengths)
         work.caller.charge(sum(lengths))
-        ticket = self.queue.submit(encoded.ids, lane=work.lane, deadline=work.deadline, caller=work.caller.name)
+        ticket = await self._submit(encoded.ids, work)
         rows = await _wait(ticket, work.deadline)
         work.queue_s += ticket.queue_seconds
         work.inference_s += ticket.compute_seconds
@@ -136,6 +145,13 @@ class ModelService:
         work.step("queue", ticket.submitted_at, computed_from)
         work.step("compute", computed_from, computed_from + ticket.compute_seconds)
         return rows
+
+    async def _submit(self, sequences: list[list[int]], work: Work) -> Ticket:
+        """Queue the sequences; many of them beside the event loop, which has short requests to answer meanwhile."""
+        submit = partial(self.queue.submit, sequences, lane=work.lane, deadline=work.deadline, caller=work.caller.name)
+        if len(sequences) <= INLINE_SEQUENCES:
+            return submit()
+        return await asyncio.get_running_loop().run_in_executor(self._threads, submit)
 
     def _note_cuts(self, work: Work, encoded: Encoded, limit: Limit) -> None:
         most = self._most(limit)
@@ -281,9 +297,61 @@ async def _wait(ticket: Ticket, deadline: float | None) -> FloatArray:
     timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
     try:
         async with asyncio.timeout(timeout):
-            return await asyncio.wrap_future(ticket.future)
+            return await Mailbox.of_running_loop().delivered(ticket)
     except TimeoutError:
         raise DeadlineError("the result was not there in time; ask for less at once, or allow more time") from None
     finally:
         if ticket.finished_at is None:
             ticket.cancel()
+
+
+class Mailbox:
+    """Brings finished tickets from the queues' threads to an event loop: one wake-up for all of a batch.
+
+    A wake-up for each would cost more than a short text takes.
+    """
+
+    _loops: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox]] = WeakKeyDictionary()
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = weakref.ref(loop)
+        self._lock = threading.Lock()
+        self._arrived: list[tuple[asyncio.Future[FloatArray], Future[FloatArray]]] = []
+
+    @classmethod
+    def of_running_loop(cls) -> Mailbox:
+        """That of the event loop which calls."""
+        loop = asyncio.get_running_loop()
+        found = cls._loops.get(loop)
+        if found is None:
+            found = cls._loops[loop] = cls(loop)
+        return found
+
+    def delivered(self, ticket: Ticket) -> asyncio.Future[FloatArray]:
+        """The ticket's rows or error, for the event loop."""
+        waiter: asyncio.Future[FloatArray] = asyncio.get_running_loop().create_future()
+        ticket.future.add_done_callback(partial(self._arrive, waiter))
+        return waiter
+
+    def _arrive(self, waiter: asyncio.Future[FloatArray], finished: Future[FloatArray]) -> None:
+        with self._lock:
+            self._arrived.append((waiter, finished))
+            if len(self._arrived) > 1:
+                return  # it has been woken already
+        loop = self._loop()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            if loop is not None:
+                loop.call_soon_threadsafe(self._hand_over)
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            arrived, self._arrived = self._arrived, []
+        for waiter, finished in arrived:
+            if waiter.done():
+                continue
+            if finished.cancelled():
+                waiter.cancel()
+            elif (error := finished.exception()) is not None:
+                waiter.set_exception(error)
+            else:
+                waiter.set_result(finished.result())

@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from qwen3_embedding.serving import dialects
-from qwen3_embedding.serving.answers import BINARY, check_vectors, matrix_response, vectors_from, wire
+from qwen3_embedding.serving.answers import BINARY, check_vectors, json_rows, matrix_response, vectors_from
 from qwen3_embedding.serving.errors import BadRequestError
 from qwen3_embedding.serving.queue import Lane
 from qwen3_embedding.serving.requests import Call, json_response
@@ -66,7 +66,7 @@ def add(app: FastAPI, server: Server) -> None:
             {
                 "id": call.id,
                 "response_type": "embeddings_by_type",
-                "embeddings": {kind: _embeddings(rows, body.output_dimension, kind) for kind in kinds},
+                "embeddings": {kind: await _embeddings(rows, body.output_dimension, kind) for kind in kinds},
                 "texts": texts,
                 "meta": meta(call.work, "2", input_tokens=call.work.tokens),
             }
@@ -99,5 +99,5 @@ def _check_kinds(kinds: list[str], dimension: int | None, full: int) -> None:
         check_vectors(dimension, KINDS[kind], full)
 
 
-def _embeddings(rows_ND: FloatArray, dimension: int | None, kind: str) -> list[Any]:
-    return wire(vectors_from(rows_ND, dimension, KINDS[kind]), "base64" if kind == "base64" else "float")
+async def _embeddings(rows_ND: FloatArray, dimension: int | None, kind: str) -> Any:
+    return await json_rows(vectors_from(rows_ND, dimension, KINDS[kind]), "base64" if kind == "base64" else "float")

@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from qwen3_embedding.serving import dialects
-from qwen3_embedding.serving.answers import BINARY, Encoding, check_vectors, matrix_response, vectors_from, wire
+from qwen3_embedding.serving.answers import BINARY, Encoding, check_vectors, json_rows, matrix_response, vectors_from
 from qwen3_embedding.serving.errors import BadRequestError, UnknownModelError
 from qwen3_embedding.serving.requests import Call, json_response
 from qwen3_embedding.serving.routing import Doc, get, post
@@ -55,10 +55,9 @@ def add(app: FastAPI, server: Server) -> None:
         whole = matrix_response(vectors, call.wants)
         if whole is not None:
             return whole
-        data = [
-            {"object": "embedding", "index": index, "embedding": vector}
-            for index, vector in enumerate(wire(vectors, encoding))
-        ]
+        data = await json_rows(
+            vectors, encoding, lambda index, vector: {"object": "embedding", "index": index, "embedding": vector}
+        )
         answer = {"object": "list", "data": data, "model": body.model or service.name, "usage": usage(call.work)}
         return json_response(answer | truncated(call.work))
 

@@ -6,7 +6,6 @@ One answer serves them all: Jina's object with Cohere's ``id`` and ``meta`` besi
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable
 from typing import Any
 
@@ -73,7 +72,7 @@ def add(app: FastAPI, server: Server) -> None:
         else:
             call.request.state.dialect = dialects.jina if "documents" in raw else dialects.rerank
             work = v1(call, parse(call, raw, RerankRequest))
-        return await unless_gone(call, asyncio.ensure_future(work))  # type: ignore[arg-type]
+        return await unless_gone(call, work)
 
     doc = Doc("Rerank", "Order documents by their relevance to a query", _ANSWER)
     post(app, server, ("/v1/rerank",), dialects.jina, RerankRequest, v1, doc)

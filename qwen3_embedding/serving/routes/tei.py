@@ -19,7 +19,7 @@ from qwen3_embedding import __version__
 from qwen3_embedding.inputs.prompts import END_OF_TEXT
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.serving import dialects
-from qwen3_embedding.serving.answers import BINARY, check_vectors, matrix_response, wire
+from qwen3_embedding.serving.answers import BINARY, check_vectors, json_rows, matrix_response
 from qwen3_embedding.serving.errors import BadRequestError
 from qwen3_embedding.serving.prompts import Prompt
 from qwen3_embedding.serving.requests import Call, json_response, parse
@@ -89,7 +89,7 @@ def add(app: FastAPI, server: Server) -> None:
         check_vectors(body.dimensions, "float32", service.dimensions)
         rows = await service.embed(texts, body.prompt(suffix), body.limit(server.settings, "end"), call.work)
         vectors = rows[:, : body.dimensions] if body.normalize is False else unit(rows, body.dimensions)
-        return matrix_response(vectors, call.wants) or json_response(wire(vectors, "float"))
+        return matrix_response(vectors, call.wants) or json_response(await json_rows(vectors, "float"))
 
     async def embed_all(call: Call, body: TeiEmbedRequest) -> Response:
         service, suffix = server.embedder(body.model)
