@@ -34,7 +34,7 @@ from qwen3_embedding.retrieval.manifest import IndexSettings
 from qwen3_embedding.retrieval.search import DenseQuery
 
 TOP = 10
-BREADTHS = (16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256, 320, 384, 512, 1024)
+BREADTHS = (16, 32, 48, 64, 80, 96, 112, 128, 136, 144, 152, 160, 176, 192, 224, 256, 320, 384, 512, 1024)
 OURS = ("ours-hnsw-sq", "ours-binary", "ours-ivf-pq")
 ENGINES = (*OURS, "faiss-hnsw", "usearch-float32", "usearch-int8", "lancedb-hnsw-sq")
 

@@ -74,13 +74,15 @@ class Graph:
 
     def nearest(self, vector_D: FloatArray, count: int, effort: int) -> IntArray:
         """At most ``count`` rows, the nearest that a search of breadth ``effort`` (at least ``count``) finds."""
+        # Few steps: a search leaves nothing of the interpreter in the caches, and each step is fetched anew.
         self._index.expansion_search = max(effort, count)
-        found = self._index.search(_to_int8(vector_D), min(count, len(self._numbers_N)), threads=1)
-        numbers = found.keys.astype(np.int64)
+        found = self._index.search(_one_to_int8(vector_D), min(count, len(self._numbers_N)), threads=1)
+        numbers: IntArray = found.keys.view(np.int64)
+        if self._first == 0:
+            return numbers
         if self._first is not None:
             return numbers - self._first
-        rows: IntArray = np.searchsorted(self._numbers_N, numbers)
-        return rows
+        return np.searchsorted(self._numbers_N, numbers)
 
 
 def _first_of_run(numbers_N: IntArray) -> int | None:
@@ -110,7 +112,13 @@ def _load(folder: Path, view: bool) -> Any:
     return index
 
 
-def _to_int8(vectors: FloatArray) -> npt.NDArray[np.int8]:
-    largest = np.abs(vectors).max(axis=-1, keepdims=True)
-    scaled = vectors * (127.0 / np.maximum(largest, np.finfo(np.float32).tiny))
+def _to_int8(vectors_ND: FloatArray) -> npt.NDArray[np.int8]:
+    largest = np.abs(vectors_ND).max(axis=-1, keepdims=True)
+    scaled = vectors_ND * (127.0 / np.maximum(largest, np.finfo(np.float32).tiny))
     return np.asarray(np.rint(scaled), dtype=np.int8)
+
+
+def _one_to_int8(vector_D: FloatArray) -> npt.NDArray[np.int8]:
+    """A query, of which only the direction counts."""
+    scaled = vector_D * (127.0 / max(float(np.maximum.reduce(np.abs(vector_D))), 1e-30))
+    return np.asarray(np.rint(scaled, out=scaled), dtype=np.int8)

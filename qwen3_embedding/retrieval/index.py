@@ -466,8 +466,8 @@ class SearchIndex(Searchable):
         else:  # a graph finds no more than it follows, and int8 is nearly exact
             count = min(count, max(effort, query.limit))
         ranking, first, second = live.nearest(vector_D, query.limit, count, effort)
-        query.timing.add("candidates", first)
-        query.timing.add("rescore", second)
+        query.timing.candidates_s += first
+        query.timing.rescore_s += second
         return ranking
 
     def _by_table(self, vector_D: FloatArray, query: DenseQuery) -> Ranking:

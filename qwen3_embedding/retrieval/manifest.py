@@ -46,7 +46,8 @@ class IndexSettings:
     """Size of the stored vectors; ``None`` the encoder's own."""
     first_pass: FirstPass = "none"
     short_dimensions: int = 128
-    oversample: int = 4
+    oversample: int | None = None
+    """``None``: 2 for ``hnsw-sq``, whose bytes are nearly exact, 4 for the others."""
     effort: int = 128
     """How broadly an approximate first pass searches: candidates that ``hnsw-sq`` follows at a time, clusters that
     ``ivf-pq`` looks at; also the fewest candidates of ``ivf-pq`` and ``binary``, which are coarse."""
@@ -57,7 +58,7 @@ class IndexSettings:
         if self.first_pass not in get_args(FirstPass):
             raise ValueError(f"first_pass={self.first_pass!r}; wanted one of {', '.join(get_args(FirstPass))}")
         for name in ("oversample", "effort", "batch_size", "short_dimensions"):
-            if getattr(self, name) < 1:
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}; wanted 1 or more")
 
 
@@ -115,7 +116,7 @@ def new_manifest(encoder: Encoder, settings: IndexSettings, instruction: str | N
         instruction=instruction,
         first_pass=settings.first_pass,
         short_dimensions=settings.short_dimensions,
-        oversample=settings.oversample,
+        oversample=settings.oversample or (2 if settings.first_pass == "hnsw-sq" else 4),
         batch_size=settings.batch_size,
         effort=settings.effort,
         probe=[round(float(value), 6) for value in _probe(encoder, dimensions)],

@@ -9,6 +9,7 @@ processes map it, and a kill leaves the old one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import time
@@ -67,13 +68,11 @@ class Ids:
 
     def __init__(self, column: pa.LargeStringArray) -> None:
         _, ends, text = column.buffers()
-        self._ends_N1 = np.frombuffer(ends, np.int64)[column.offset :]
+        self._ends_N1 = memoryview(ends).cast("b").cast("q")[column.offset :]
         self._text = memoryview(text or b"")
 
-    def take(self, rows: IntArray) -> list[str]:
-        """Those of some rows."""
-        begins, ends = self._ends_N1[rows].tolist(), self._ends_N1[rows + 1].tolist()
-        return [str(self._text[begin:end], "utf-8") for begin, end in zip(begins, ends, strict=True)]
+    def __getitem__(self, row: int) -> str:
+        return str(self._text[self._ends_N1[row] : self._ends_N1[row + 1]], "utf-8")
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,17 +155,16 @@ class Live:
         if self.alive_N is not None:
             rows = rows[self.alive_N[rows]]
         found = time.perf_counter()
-        ranking = self._best(rows, self.snapshot.vectors_ND[rows] @ vector_D, limit)
+        ranking = self._best(rows.tolist(), (self.snapshot.vectors_ND.take(rows, axis=0) @ vector_D).tolist(), limit)
         if self.ids:
             ranking += top_ranking(self.ids, self.vectors_MD @ vector_D, limit)
         return best_first(ranking)[:limit], found - began, time.perf_counter() - found
 
-    def _best(self, rows: IntArray, scores_C: FloatArray, limit: int) -> Ranking:
+    def _best(self, rows: list[int], scores: list[float], limit: int) -> Ranking:
         """Ids are looked up for those rows only whose score is among the best."""
-        if len(rows) > limit:
-            keep = scores_C >= np.partition(scores_C, -limit)[-limit]
-            rows, scores_C = rows[keep], scores_C[keep]
-        return list(zip(self.snapshot.ids.take(rows), scores_C.tolist(), strict=True))
+        least = sorted(scores)[-limit] if len(scores) > limit else -math.inf
+        ids = self.snapshot.ids
+        return [(ids[row], score) for row, score in zip(rows, scores, strict=True) if score >= least]
 
 
 def newest(folder: Path) -> Path | None:

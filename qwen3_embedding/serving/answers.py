@@ -23,6 +23,7 @@ MIN_DIMENSIONS = 32
 NPY, RAW, ARROW = "application/x-npy", "application/octet-stream", "application/vnd.apache.arrow.stream"
 BINARY = (NPY, RAW, ARROW)
 _ROWS_AT_A_TIME = 64
+_NUMBERS_AT_ONCE = 2**17
 
 
 def check_vectors(dimensions: int | None, precision: str, full: int) -> None:
@@ -45,6 +46,13 @@ def check_vectors(dimensions: int | None, precision: str, full: int) -> None:
 def vectors_from(rows_ND: FloatArray, dimensions: int | None, precision: Precision) -> Vectors:
     """Pooled rows to unit vectors of the wanted size and precision."""
     return to_precision(unit(rows_ND, dimensions), precision)
+
+
+async def vectors_soon(rows_ND: FloatArray, dimensions: int | None, precision: Precision) -> Vectors:
+    """As :func:`vectors_from`; many rows beside the event loop."""
+    if rows_ND.size <= _NUMBERS_AT_ONCE:
+        return vectors_from(rows_ND, dimensions, precision)
+    return await asyncio.to_thread(vectors_from, rows_ND, dimensions, precision)
 
 
 def wire(vectors: Vectors, encoding: Encoding) -> list[Any]:

@@ -12,14 +12,14 @@ from fastapi.routing import APIRoute
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from qwen3_embedding import __version__
 from qwen3_embedding.serving import dialects
 from qwen3_embedding.serving.errors import NoSuchRouteError
 from qwen3_embedding.serving.requests import json_response
 from qwen3_embedding.serving.routes import cohere, openai, playground, rerank, tei, vllm
-from qwen3_embedding.serving.routing import MODELS, is_straight
+from qwen3_embedding.serving.routing import MODELS, Run, straight
 from qwen3_embedding.serving.server import Server
 
 
@@ -72,19 +72,23 @@ class Straight:
 
     def __init__(self, app: FastAPI) -> None:
         self._around = app.build_middleware_stack()
-        self._routes: dict[tuple[str, str], ASGIApp] = {
-            (method, route.path): route.app
+        self._routes: dict[tuple[str, str], Run] = {
+            (method, route.path): run
             for route in reversed(app.routes)  # of two the first counts, as it does in the framework
-            if isinstance(route, APIRoute) and is_straight(route) and "{" not in route.path
+            if isinstance(route, APIRoute) and (run := straight(route)) is not None and "{" not in route.path
             for method in route.methods or ()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        route = None
+        run = None
         if scope["type"] == "http" and not scope.get("root_path"):
-            route = self._routes.get((scope["method"], scope["path"]))
-        await (route or self._around)(scope, receive, send)
+            run = self._routes.get((scope["method"], scope["path"]))
+        if run is None:
+            await self._around(scope, receive, send)
+            return
+        response = await run(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

@@ -148,7 +148,10 @@ class Metrics:
         )
         self.truncated = Counter("qwen3_truncated_inputs", "Inputs that were cut.", ["model"], registry=registry)
         self._children: dict[tuple[str, ...], Counter] = {}
-        self.in_flight = Gauge("qwen3_requests_in_flight", "Requests being answered.", registry=registry)
+        self.in_flight = 0
+        """Requests being answered; the event loop alone counts them."""
+        in_flight = Gauge("qwen3_requests_in_flight", "Requests being answered.", registry=registry)
+        in_flight.set_function(lambda: self.in_flight)
 
     def watch(self, model: str, read: Callable[[], QueueStats]) -> None:
         """Show a queue from now on."""

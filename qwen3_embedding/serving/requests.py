@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import logging
 import math
@@ -39,6 +40,8 @@ log = logging.getLogger("qwen3_embedding.serving")
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _LANES = {"query": Lane.QUERY, "bulk": Lane.BULK}
+_PROCESS_ID, _NUMBERS = uuid.uuid4().hex[:24], itertools.count()
+"""What ids are made of: no two servers, and no two requests of one, have the same."""
 UNTRACED = ("/health", "/health/ready", "/health/live", "/ping", "/metrics", "/Check")
 REPORTED_CUTS = 100
 """So many cut texts are named in the header; all are counted."""
@@ -154,7 +157,7 @@ def _headers_of(request: Request) -> dict[str, str]:
 
 def request_id(given: str) -> str:
     """The client's own, if it is harmless, else a new one."""
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS_ID}{next(_NUMBERS):08x}"
 
 
 def _ms(seconds: float) -> str:
@@ -171,7 +174,7 @@ def endpoint(
 
     async def run(request: Request) -> Response:
         call = Call(host, request, route)
-        host.metrics.in_flight.inc()
+        host.metrics.in_flight += 1
         error: ServingError | None = None
         try:
             if not open_to_all:
@@ -183,7 +186,7 @@ def endpoint(
             error = as_serving_error(call, caught)
             response = _worded(call, error, dialect)
         finally:
-            host.metrics.in_flight.dec()
+            host.metrics.in_flight -= 1
         # Straight into the list: setting each by name would search all of them each time.
         response.raw_headers.extend((name.encode(), value.encode()) for name, value in call.headers().items())
         account(call, str(response.status_code), error)

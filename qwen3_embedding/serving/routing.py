@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import request_response
 
@@ -31,7 +32,8 @@ ERROR_STATUSES = {
     503: "Starting, draining, or the worker was lost.",
     504: "The deadline passed.",
 }
-_STRAIGHT: WeakSet[Any] = WeakSet()
+Run = Callable[[Request], Coroutine[Any, Any, Response]]
+_STRAIGHT: WeakKeyDictionary[Any, Run] = WeakKeyDictionary()
 MODELS: dict[str, type[BaseModel]] = {}
 """Request models by the name under which the OpenAPI document has them."""
 
@@ -116,16 +118,16 @@ def get(
         _call_straight(app, app.routes[-1].endpoint)  # type: ignore[attr-defined]
 
 
-def _call_straight(app: FastAPI, run: Any) -> None:
+def _call_straight(app: FastAPI, run: Run) -> None:
     """Let the route added last call ``run`` itself: it takes the bare request, so FastAPI has nothing to prepare."""
     call = request_response(run)
     app.routes[-1].app = call  # type: ignore[attr-defined]
-    _STRAIGHT.add(call)
+    _STRAIGHT[call] = run
 
 
-def is_straight(route: APIRoute) -> bool:
-    """Whether a route takes the bare request and needs nothing of FastAPI around it."""
-    return route.app in _STRAIGHT
+def straight(route: APIRoute) -> Run | None:
+    """What a route does with a request, where it needs nothing of FastAPI around it and answers its own errors."""
+    return _STRAIGHT.get(route.app)
 
 
 def _binary(doc: Doc) -> dict[str, Any]:

@@ -202,7 +202,7 @@ def test_shutting_down_under_load_answers_every_accepted_request(embedder: Embed
         threads = [threading.Thread(target=ask, args=(number,)) for number in range(40)]
         for thread in threads:
             thread.start()
-        until(lambda: server.metrics.in_flight._value.get() == 40)
+        until(lambda: server.metrics.in_flight == 40)
         server.draining = True
         assert httpx.get(f"{url}/health").status_code == 503
         assert httpx.get(f"{url}/health/live").status_code == 200

@@ -166,13 +166,14 @@ class Pool {
     round_.notify_all();
     drain(0);
     next_ = CLOSED;  // a worker that wakes up from here on finds nothing, so nobody waits for one that is asleep
-    for (int spins = 0; active_ != 0; ++spins) pause(spins);
+    for (int spins = 0; active_ != 0 && spins < SPINS; ++spins) pause();
+    // Who is still at it may have lost its core to another program: sleep, so that this one is free for either.
+    for (int left; (left = active_) != 0;) active_.wait(left);
   }
 
  private:
-  static constexpr int CLOSED = 1 << 30;
-  static void pause(int spins) {
-    if (spins > 2000) { std::this_thread::yield(); return; }
+  static constexpr int CLOSED = 1 << 30, SPINS = 2000;
+  static void pause() {
 #if defined(__x86_64__)
     _mm_pause();
 #elif defined(__aarch64__)
@@ -185,13 +186,13 @@ class Pool {
   void work(int thread) {
     unsigned seen = 0;
     while (true) {
-      for (int spins = 0; round_ == seen && spins < 2000; ++spins) pause(spins);
+      for (int spins = 0; round_ == seen && spins < SPINS; ++spins) pause();
       round_.wait(seen);
       seen = round_;
       if (stop_) return;
       ++active_;
       drain(thread);
-      --active_;
+      if (--active_ == 0) active_.notify_all();
     }
   }
   const pid_t process_;

@@ -9,7 +9,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from qwen3_embedding.serving import dialects
-from qwen3_embedding.serving.answers import BINARY, check_vectors, json_rows, matrix_response, vectors_from
+from qwen3_embedding.serving.answers import BINARY, check_vectors, json_rows, matrix_response, vectors_soon
 from qwen3_embedding.serving.errors import BadRequestError
 from qwen3_embedding.serving.queue import Lane
 from qwen3_embedding.serving.requests import Call, json_response
@@ -59,7 +59,7 @@ def add(app: FastAPI, server: Server) -> None:
         if body.priority and call.work.lane is None:
             call.work.lane = Lane.BULK
         rows = await service.embed(texts, body.prompt(suffix), limit, call.work)
-        whole = matrix_response(vectors_from(rows, body.output_dimension, KINDS[kinds[0]]), call.wants)
+        whole = matrix_response(await vectors_soon(rows, body.output_dimension, KINDS[kinds[0]]), call.wants)
         if whole is not None:
             return whole
         return json_response(
@@ -100,4 +100,5 @@ def _check_kinds(kinds: list[str], dimension: int | None, full: int) -> None:
 
 
 async def _embeddings(rows_ND: FloatArray, dimension: int | None, kind: str) -> Any:
-    return await json_rows(vectors_from(rows_ND, dimension, KINDS[kind]), "base64" if kind == "base64" else "float")
+    vectors = await vectors_soon(rows_ND, dimension, KINDS[kind])
+    return await json_rows(vectors, "base64" if kind == "base64" else "float")

@@ -13,7 +13,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from qwen3_embedding.serving import dialects
-from qwen3_embedding.serving.answers import BINARY, Encoding, check_vectors, json_rows, matrix_response, vectors_from
+from qwen3_embedding.serving.answers import BINARY, Encoding, check_vectors, json_rows, matrix_response, vectors_soon
 from qwen3_embedding.serving.errors import BadRequestError, UnknownModelError
 from qwen3_embedding.serving.requests import Call, json_response
 from qwen3_embedding.serving.routing import Doc, get, post
@@ -51,7 +51,7 @@ def add(app: FastAPI, server: Server) -> None:
         encoding, precision = _form(body)
         check_vectors(body.dimensions, precision, service.dimensions)
         rows = await service.embed(texts, body.prompt(suffix), body.limit(server.settings), call.work)
-        vectors = vectors_from(rows, body.dimensions, precision)
+        vectors = await vectors_soon(rows, body.dimensions, precision)
         whole = matrix_response(vectors, call.wants)
         if whole is not None:
             return whole

@@ -19,7 +19,7 @@ from qwen3_embedding import __version__
 from qwen3_embedding.inputs.prompts import END_OF_TEXT
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.serving import dialects
-from qwen3_embedding.serving.answers import BINARY, check_vectors, json_rows, matrix_response
+from qwen3_embedding.serving.answers import BINARY, check_vectors, json_rows, matrix_response, vectors_soon
 from qwen3_embedding.serving.errors import BadRequestError
 from qwen3_embedding.serving.prompts import Prompt
 from qwen3_embedding.serving.requests import Call, json_response, parse
@@ -88,7 +88,11 @@ def add(app: FastAPI, server: Server) -> None:
         texts = texts_of(body.inputs, "inputs", server.settings)
         check_vectors(body.dimensions, "float32", service.dimensions)
         rows = await service.embed(texts, body.prompt(suffix), body.limit(server.settings, "end"), call.work)
-        vectors = rows[:, : body.dimensions] if body.normalize is False else unit(rows, body.dimensions)
+        vectors = (
+            rows[:, : body.dimensions]
+            if body.normalize is False
+            else await vectors_soon(rows, body.dimensions, "float32")
+        )
         return matrix_response(vectors, call.wants) or json_response(await json_rows(vectors, "float"))
 
     async def embed_all(call: Call, body: TeiEmbedRequest) -> Response:

@@ -174,7 +174,7 @@ async def _finish(
 ) -> tuple[Any, ServingError | None]:
     """The answer, or the error that takes its place; counted and logged either way."""
     answer, error = None, None
-    call.host.metrics.in_flight.inc()
+    call.host.metrics.in_flight += 1
     try:
         if not open_to_all:
             call.admit()
@@ -185,7 +185,7 @@ async def _finish(
     except Exception as caught:
         error = as_serving_error(call, caught)
     finally:
-        call.host.metrics.in_flight.dec()
+        call.host.metrics.in_flight -= 1
     account(call, "OK" if error is None else code_of(error).name, error)
     return answer, error
 
