@@ -26,7 +26,15 @@ from qwen3_embedding.errors import Qwen3EmbeddingError
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.serving.engines import Facts
 from qwen3_embedding.serving.errors import ComputeError
-from qwen3_embedding.serving.framing import HIDDEN, ROWS, FailedThereError, receive_json, receive_rows, send_request
+from qwen3_embedding.serving.framing import (
+    HIDDEN,
+    ROWS,
+    FailedThereError,
+    connected,
+    receive_json,
+    receive_rows,
+    send_request,
+)
 from qwen3_embedding.serving.models import LoadSettings, ModelSpec
 from qwen3_embedding.serving.queue import Compute, Restartable, WorkerDiedError
 from qwen3_embedding.types import FloatArray
@@ -131,7 +139,7 @@ class WorkerProcess:
             link.close()
 
     def _spawn(self) -> tuple[subprocess.Popen[bytes], list[socket.socket]]:
-        pairs = [socket.socketpair() for _ in self._specs]
+        pairs = [connected() for _ in self._specs]
         theirs = [pair[1] for pair in pairs]
         spec = {
             "models": [
