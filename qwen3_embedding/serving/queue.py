@@ -1,7 +1,8 @@
 """Continuous batching by tokens, across callers. No HTTP and no torch: token ids in, one row of numbers each out.
 
-One worker thread for each ``compute`` runs it on a batch; whatever arrives meanwhile makes up the next batch. So
-nothing waits for a timer, a lone request runs at once, and the batches grow with the load. What a batch shares (the
+Two threads for each ``compute`` take turns: one runs a batch, the other delivers the rows of the batch before, and then
+takes its turn with whatever has arrived meanwhile. So ``compute`` never waits for deliveries, nothing waits for a
+timer, a lone request runs at once, and the batches grow with the load. What a batch shares (the
 same prompt, the same query before many documents) ``compute`` finds itself: it sees the sequences of all callers.
 
 - Two lanes: short submissions go before bulk; bulk keeps a share of every batch, so neither starves.
@@ -47,6 +48,8 @@ Compute = Callable[[list[list[int]]], FloatArray]
 MIN_BATCH_TOKENS = 256
 QUERIES_COME_S = 1.0
 """For so long after a query, batches that hold bulk are half as large: the next query waits for one of them."""
+THREADS = 2
+"""Of each worker; see above."""
 BROKEN_AFTER = 2
 """So many failed starts in a row, and what waits for this worker is refused instead of kept."""
 LONGEST_PAUSE_S = 30.0
@@ -179,16 +182,23 @@ class _Job:
 
 
 class _Worker:
-    """One ``compute``, the thread that feeds it, and the batch it is at."""
+    """One ``compute``, the threads that feed it, and the batches that they are at."""
 
     def __init__(self, compute: Compute | Restartable) -> None:
         self.compute = compute
         self._restartable = compute if isinstance(compute, Restartable) else None
-        self.running: list[_Job] = []
-        self.since = 0.0
+        self.turn = threading.Lock()
+        """Held by the thread that computes; the other delivers."""
+        self.batches: dict[int, tuple[list[_Job], float]] = {}
+        """By thread: what it computes or delivers, and since when."""
         self.failed_starts = 0
         self.failure = ""
-        self.thread: threading.Thread | None = None
+        self.threads: set[threading.Thread] = set()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a batch is not delivered yet."""
+        return bool(self.batches)
 
     @property
     def alive(self) -> bool:
@@ -377,7 +387,8 @@ class TokenQueue:
         if not self._workers:
             raise ValueError("a queue needs at least one worker")
         for worker in self._workers:
-            self._start(worker)
+            for _ in range(THREADS):
+                self._start(worker)
 
     # -- callers ------------------------------------------------------------------------------------------------------
 
@@ -425,7 +436,9 @@ class TokenQueue:
             return QueueStats(
                 waiting_tokens=self._waiting_tokens,
                 waiting_sequences=self._waiting_sequences,
-                running_tokens=sum(len(job.ids) for worker in self._workers for job in worker.running),
+                running_tokens=sum(
+                    len(job.ids) for worker in self._workers for batch, _ in worker.batches.values() for job in batch
+                ),
                 tokens_per_second=self._rate() * len(self._workers),
                 batches=self._batches,
                 computed_tokens=self._computed_tokens,
@@ -434,7 +447,9 @@ class TokenQueue:
                 cache_bytes=self._cache.size if self._cache else 0,
                 restarts=self._restarts + sum(worker.restarts for worker in self._workers),
                 recomputed_rows=self._recomputed,
-                running_seconds=max(now - worker.since if worker.running else 0.0 for worker in self._workers),
+                running_seconds=max(
+                    (now - since for worker in self._workers for _, since in worker.batches.values()), default=0.0
+                ),
                 accepting=self._accepting,
                 workers=len(self._workers),
                 workers_alive=sum(worker.alive for worker in self._workers),
@@ -458,8 +473,8 @@ class TokenQueue:
         for ticket in leftover:
             ticket._fail(UnavailableError("the server is shutting down before this was computed; try another replica"))
         for worker in self._workers:
-            if worker.thread is not None and worker.thread is not threading.current_thread():
-                worker.thread.join(timeout=5.0)
+            for thread in worker.threads - {threading.current_thread()}:
+                thread.join(timeout=5.0)
         return drained
 
     def nudge(self) -> None:
@@ -468,7 +483,7 @@ class TokenQueue:
             self._wake.notify_all()
 
     def _is_idle(self) -> bool:
-        return not self._waiting_sequences and not any(worker.running for worker in self._workers)
+        return not self._waiting_sequences and not any(worker.busy for worker in self._workers)
 
     # -- admission ----------------------------------------------------------------------------------------------------
 
@@ -587,23 +602,38 @@ class TokenQueue:
 
     def _start(self, worker: _Worker) -> None:
         number = self._workers.index(worker)
-        worker.thread = threading.Thread(
-            target=self._work, args=(worker,), name=f"{self.name}-worker-{number}", daemon=True
-        )
-        worker.thread.start()
+        thread = threading.Thread(target=self._work, args=(worker,), name=f"{self.name}-worker-{number}", daemon=True)
+        worker.threads.add(thread)
+        thread.start()
 
     def _work(self, worker: _Worker) -> None:
         try:
-            while True:
-                if not self._prepare(worker):
-                    return
-                batch = self._next_batch(worker)
-                if batch is None:
-                    return
-                if batch:
-                    self._run(worker, batch)
+            while self._serve_batch(worker):
+                pass
         except BaseException as error:
             self._replace(worker, error)
+
+    def _serve_batch(self, worker: _Worker) -> bool:
+        """Compute a batch in turn with the worker's other thread, and deliver it; false when the queue is closed."""
+        with worker.turn:
+            if not self._prepare(worker):
+                return False
+            batch = self._next_batch(worker)
+            if batch is None:
+                return False
+            began = time.monotonic()
+            outcomes = list(self._attempt(worker, batch)) if batch else []
+            seconds = time.monotonic() - began
+        failed = 0
+        for part, outcome in outcomes:
+            if isinstance(outcome, ServingError):
+                failed += len(part)
+                self._fail(part, outcome)
+            else:
+                self._deliver(part, outcome)
+        if batch:
+            self._account(worker, batch, seconds, failed)
+        return True
 
     def _prepare(self, worker: _Worker) -> bool:
         """Have the worker running; false when the queue closed meanwhile. What cannot be started is tried again."""
@@ -640,7 +670,8 @@ class TokenQueue:
     def _replace(self, worker: _Worker, error: BaseException) -> None:
         """A worker's thread died: its batch is answered with 503, what waits goes on with a new thread."""
         with self._lock:
-            lost, worker.running = worker.running, []
+            worker.threads.discard(threading.current_thread())
+            lost, _ = worker.batches.pop(threading.get_ident(), ([], 0.0))
             tickets = self._take_waiters(lost)
             self._restarts += 1
             if not self._closed:
@@ -673,7 +704,8 @@ class TokenQueue:
                 for ticket, _ in job.waiters:
                     if ticket.started_at is None:
                         ticket.started_at = now
-            worker.running, worker.since = batch, now
+            if batch:
+                worker.batches[threading.get_ident()] = (batch, now)
             if self._waiting_sequences:
                 self._wake.notify()  # another worker may be idle
             if self._is_idle():
@@ -718,7 +750,7 @@ class TokenQueue:
         rate, seconds, most = self._rate(), self.settings.batch_seconds, self.settings.max_batch_tokens
         if seconds is not None and rate > 0:
             most = int(min(max(rate * seconds, MIN_BATCH_TOKENS), most))
-        idle = sum(other.alive and not other.running for other in self._workers if other is not worker)
+        idle = sum(other.alive and not other.busy for other in self._workers if other is not worker)
         if idle and not self._closed:
             # What waits is shared out, so that no worker stands by while another takes it all.
             most = min(most, max(-(-self._waiting_tokens // (idle + 1)), MIN_BATCH_TOKENS))
@@ -728,19 +760,8 @@ class TokenQueue:
         """Tokens per second of one worker in the last batches; 0 before the first."""
         return self._rate_tokens / self._rate_seconds if self._rate_seconds > 0 else 0.0
 
-    def _run(self, worker: _Worker, batch: list[_Job]) -> None:
-        """Compute a batch; what fails is halved until the input at fault is alone."""
-        began = time.monotonic()
-        failed = 0
-        for part, outcome in self._attempt(worker, batch):
-            if isinstance(outcome, ServingError):
-                failed += len(part)
-                self._fail(part, outcome)
-            else:
-                self._deliver(part, outcome)
-        self._account(worker, batch, time.monotonic() - began, failed)
-
     def _attempt(self, worker: _Worker, batch: list[_Job]) -> Iterator[tuple[list[_Job], FloatArray | ServingError]]:
+        """Compute a batch; what fails is halved until the input at fault is alone."""
         parts = [batch]
         while parts:
             part = parts.pop()
@@ -830,7 +851,7 @@ class TokenQueue:
             self._computed_tokens += tokens
             self._rate_tokens = RATE_MEMORY * self._rate_tokens + tokens
             self._rate_seconds = RATE_MEMORY * self._rate_seconds + seconds
-            worker.running = []
+            worker.batches.pop(threading.get_ident(), None)
             if self._is_idle():
                 self._idle.notify_all()
         if self._on_batch is not None:
