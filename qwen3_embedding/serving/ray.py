@@ -14,6 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field, field_validator
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qwen3_embedding.optional import require
 from qwen3_embedding.serving.app import create_app
@@ -64,7 +65,10 @@ def build(arguments: Arguments) -> Any:
     serve = require("ray.serve", extra="ray-serve")
 
     def app() -> FastAPI:
-        return create_app(make_server(arguments))
+        made = create_app(make_server(arguments))
+        assert made.middleware_stack is not None
+        made.middleware_stack = _Nameless(made.middleware_stack)
+        return made
 
     class Qwen3Embedding:
         """One replica."""
@@ -77,6 +81,24 @@ def build(arguments: Arguments) -> Any:
         graceful_shutdown_timeout_s=75,
         ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
     ).bind()
+
+
+class _Nameless:
+    """Leaves the request id out of the answers: Ray's proxy puts it there itself, the client's own or a new one."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+
+        async def passed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [header for header in message["headers"] if header[0].lower() != b"x-request-id"]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await self._app(scope, receive, passed)
 
 
 def make_server(arguments: Arguments) -> Server:

@@ -6,6 +6,7 @@ never listens: whoever holds the sockets started it. Signals are left to the ser
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -42,6 +43,8 @@ def main(spec: str) -> int:
     except Exception as error:
         send_json(links[0], {"error": [type(error).__name__, str(error)]})
         return 1
+    gc.collect()
+    gc.freeze()  # or the collector walks all that was imported while a batch waits
     lock = threading.Lock()
     for link, model in zip(links, models, strict=True):
         send_json(link, asdict(Facts.of(model)))
