@@ -1,4 +1,4 @@
-"""A first pass over an HNSW graph of int8 vectors (usearch), mapped from disk.
+"""A first pass over an HNSW graph of vectors at a byte a dimension (faiss), mapped from disk.
 
 Source: Malkov and Yashunin 2018, "Efficient and robust approximate nearest neighbor search using Hierarchical
 Navigable Small World graphs".  M is 24 and the breadth of construction 128: at a million vectors a search for
@@ -7,12 +7,12 @@ recall@10 of 0.95 takes 0.6 of the time that M = 16 and breadth 100 take, for 60
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from qwen3_embedding.errors import IndexCorruptError
 from qwen3_embedding.optional import require
@@ -20,105 +20,117 @@ from qwen3_embedding.types import FloatArray, IntArray
 
 NEIGHBOURS = 24
 BUILD_BREADTH = 128
-_FILE = "graph.usearch"
+_FILE, _NUMBERS, _ABOUT = "graph.faiss", "graph-numbers.npy", "graph.json"
 
 
 class Graph:
-    """An HNSW graph whose keys are the numbers of documents.
+    """An HNSW graph over G rows; those that are gone from the snapshot meanwhile lead on and are not found.
 
-    Vectors are kept as int8, each scaled to its own largest component: the cosine does not depend on length.
+    Each dimension has 256 steps between its least and greatest value in the first part that was added.
     """
 
-    def __init__(self, index: Any, numbers_N: IntArray) -> None:
+    def __init__(self, index: Any, rows_G: IntArray) -> None:
+        self._faiss = _faiss()
         self._index = index
-        self._numbers_N = numbers_N
-        self._first = _first_of_run(numbers_N)
+        self._rows_G = None if np.array_equal(rows_G, np.arange(len(rows_G))) else rows_G
+        """Row of the snapshot by place in the graph, -1 for what is gone; ``None`` where they are the same."""
+        self._selected = self._selector(rows_G)
 
     @classmethod
     def write(
-        cls,
-        folder: Path,
-        parts: Iterable[tuple[IntArray, FloatArray]],
-        dimensions: int,
-        base: Path | None = None,
-        removed: IntArray | None = None,
+        cls, folder: Path, parts: Iterable[tuple[IntArray, FloatArray]], dimensions: int, base: Path | None = None
     ) -> None:
         """Build a graph, or grow one.
 
         Args:
-            folder: where the file is written.
-            parts: numbers and vectors to add.
+            folder: where the files are written.
+            parts: numbers and unit vectors to add.
             dimensions: D.
             base: folder of a graph to start from.
-            removed: numbers to take out of that.
+
+        Raises:
+            IndexCorruptError: the graph to start from cannot be read.
+            OSError: the disk is full.
         """
-        index = _load(base, view=False) if base is not None else _new(dimensions)
-        if removed is not None and removed.size:
-            index.remove(removed.astype(np.uint64))
+        faiss = _faiss()
+        index, known_G = (None, np.empty(0, np.int64)) if base is None else _load(base, mapped=False)
+        numbers = [known_G]
         for numbers_N, vectors_ND in parts:
-            if len(numbers_N):
-                index.add(numbers_N.astype(np.uint64), _to_int8(vectors_ND))
-        index.save(str(folder / _FILE))
+            if not len(numbers_N):
+                continue
+            if index is None:
+                kind = faiss.ScalarQuantizer.QT_8bit
+                index = faiss.IndexHNSWSQ(dimensions, kind, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT)
+                index.hnsw.efConstruction = BUILD_BREADTH
+                index.train(np.ascontiguousarray(vectors_ND))
+            index.add(np.ascontiguousarray(vectors_ND))
+            numbers.append(numbers_N)
+        np.save(folder / _NUMBERS, np.concatenate(numbers).astype(np.int64))
+        if index is not None:
+            try:
+                faiss.write_index(index, str(folder / _FILE))
+            except RuntimeError as error:
+                raise OSError(f"{folder / _FILE} cannot be written: {_first_line(error)}") from None
+            size = (folder / _FILE).stat().st_size
+            (folder / _ABOUT).write_text(json.dumps({"bytes": size}) + "\n", encoding="utf-8")
 
     @classmethod
     def open(cls, folder: Path, numbers_N: IntArray) -> Graph:
         """Map what :meth:`write` wrote; ``numbers_N`` are the numbers of the snapshot's rows, in order.
 
         Raises:
-            IndexCorruptError: the file is missing, torn, or has other rows.
+            IndexCorruptError: a file is missing, torn, or lacks rows.
         """
-        index = _load(folder, view=True)
-        if len(index) != len(numbers_N):
-            raise IndexCorruptError(f"{folder / _FILE} has {len(index)} rows, wanted {len(numbers_N)}; run optimize()")
-        return cls(index, numbers_N)
+        index, graph_G = _load(folder, mapped=True)
+        rows_G = np.searchsorted(numbers_N, graph_G)
+        there_G = rows_G < len(numbers_N)
+        there_G[there_G] = numbers_N[rows_G[there_G]] == graph_G[there_G]
+        if int(there_G.sum()) != len(numbers_N):
+            raise IndexCorruptError(
+                f"{folder / _FILE} has {int(there_G.sum())} of {len(numbers_N)} rows; build it anew with optimize()"
+            )
+        return cls(index, np.where(there_G, rows_G, -1))
 
     def nearest(self, vector_D: FloatArray, count: int, effort: int) -> IntArray:
         """At most ``count`` rows, the nearest that a search of breadth ``effort`` (at least ``count``) finds."""
-        # Few steps: a search leaves nothing of the interpreter in the caches, and each step is fetched anew.
-        self._index.expansion_search = max(effort, count)
-        found = self._index.search(_one_to_int8(vector_D), min(count, len(self._numbers_N)), threads=1)
-        numbers: IntArray = found.keys.view(np.int64)
-        if self._first == 0:
-            return numbers
-        if self._first is not None:
-            return numbers - self._first
-        return np.searchsorted(self._numbers_N, numbers)
+        if self._index is None:
+            return np.empty(0, np.int64)
+        options = self._faiss.SearchParametersHNSW(efSearch=max(effort, count), sel=self._selected)
+        places: IntArray = self._index.search(vector_D[None, :], count, params=options)[1][0]
+        if places[-1] < 0:  # there were not so many
+            places = places[places >= 0]
+        return places if self._rows_G is None else self._rows_G[places]
+
+    def _selector(self, rows_G: IntArray) -> Any:
+        """What of the graph may be found; ``None`` where all of it may."""
+        if self._index is None or (rows_G >= 0).all():
+            return None
+        self._bits = np.packbits(rows_G >= 0, bitorder="little")  # the selector points at them
+        return self._faiss.IDSelectorBitmap(len(rows_G), self._faiss.swig_ptr(self._bits))
 
 
-def _first_of_run(numbers_N: IntArray) -> int | None:
-    """The first number where all follow one another, so that a row need not be searched for: nothing was deleted."""
-    if len(numbers_N) and numbers_N[-1] - numbers_N[0] == len(numbers_N) - 1:
-        return int(numbers_N[0])
-    return None
-
-
-def _new(dimensions: int) -> Any:
-    usearch = require("usearch.index", extra="scale")
-    return usearch.Index(
-        ndim=dimensions, metric="cos", dtype="i8", connectivity=NEIGHBOURS, expansion_add=BUILD_BREADTH
-    )
-
-
-def _load(folder: Path, view: bool) -> Any:
+def _load(folder: Path, mapped: bool) -> tuple[Any, IntArray]:
+    """The index, ``None`` of no rows, and the numbers in its order."""
+    faiss = _faiss()
     path = folder / _FILE
-    usearch = require("usearch.index", extra="scale")
     try:
-        index = usearch.Index.restore(str(path), view=view)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise IndexCorruptError(f"{path} cannot be read: {error}; build it anew with optimize()") from None
-    if index is None:
-        raise IndexCorruptError(f"{path} is missing or torn; build it anew with optimize()")
-    index.expansion_add = BUILD_BREADTH
-    return index
+        numbers_G = np.load(folder / _NUMBERS)
+        index = None
+        if len(numbers_G):
+            wanted, size = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["bytes"], path.stat().st_size
+            if size != wanted:  # faiss maps what is there and reads beyond it
+                raise ValueError(f"it has {size} bytes, not {wanted}")
+            index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC if mapped else 0)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError) as error:
+        raise IndexCorruptError(f"{path} cannot be read: {_first_line(error)}; build it anew with optimize()") from None
+    if (0 if index is None else index.ntotal) != len(numbers_G):
+        raise IndexCorruptError(f"{path} contradicts {_NUMBERS}; build it anew with optimize()")
+    return index, numbers_G
 
 
-def _to_int8(vectors_ND: FloatArray) -> npt.NDArray[np.int8]:
-    largest = np.abs(vectors_ND).max(axis=-1, keepdims=True)
-    scaled = vectors_ND * (127.0 / np.maximum(largest, np.finfo(np.float32).tiny))
-    return np.asarray(np.rint(scaled), dtype=np.int8)
+def _faiss() -> Any:
+    return require("faiss", extra="scale")
 
 
-def _one_to_int8(vector_D: FloatArray) -> npt.NDArray[np.int8]:
-    """A query, of which only the direction counts."""
-    scaled = vector_D * (127.0 / max(float(np.maximum.reduce(np.abs(vector_D))), 1e-30))
-    return np.asarray(np.rint(scaled, out=scaled), dtype=np.int8)
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

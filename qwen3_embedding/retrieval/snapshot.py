@@ -36,7 +36,7 @@ SnapshotPass = Literal["binary", "hnsw-sq"]
 _PREFIX, _PART = "snapshot-", ".part"
 _VECTORS, _ROWS, _ABOUT = "vectors.npy", "rows.arrow", "snapshot.json"
 _REBUILD_SHARE = 0.2
-"""A graph that has lost more of its rows than this is built anew: taking rows out leaves gaps in it."""
+"""A graph that has lost more of its rows than this is built anew: those that are gone still cost their steps."""
 
 Part = tuple[IntArray, list[str], FloatArray]
 """Numbers, ids and vectors of some rows."""
@@ -60,7 +60,7 @@ class About:
     next_number: int
     """Numbers below this one that are not in the snapshot were not in the table."""
     removed: int
-    """Rows that were taken out of the graph since it was built from nothing."""
+    """Rows of the graph that are gone from the table since it was built from nothing."""
 
 
 class Ids:
@@ -245,7 +245,7 @@ def _write_pass(
         return 0
     first = int(np.searchsorted(ordered_N, base.snapshot.about.next_number))
     parts = _numbered(ordered_N[first:], vectors_ND[first:])
-    Graph.write(folder, parts, vectors_ND.shape[1], base.snapshot.folder, gone)
+    Graph.write(folder, parts, vectors_ND.shape[1], base.snapshot.folder)
     return base.snapshot.about.removed + len(gone)
 
 
