@@ -67,7 +67,7 @@ class Straight:
     """Takes requests whose method and path are a route's own to that route, and all others through the framework.
 
     A route answers its own errors (``serving/requests.py``), so what the framework's layers do around it, trying the
-    patterns of all routes among it, is a quarter of a short request's time for nothing.
+    patterns of all routes among it, would be a short request's time for nothing.
     """
 
     def __init__(self, app: FastAPI) -> None:

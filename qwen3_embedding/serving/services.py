@@ -151,7 +151,12 @@ class ModelService:
         submit = partial(self.queue.submit, sequences, lane=work.lane, deadline=work.deadline, caller=work.caller.name)
         if len(sequences) <= INLINE_SEQUENCES:
             return submit()
-        return await asyncio.get_running_loop().run_in_executor(self._threads, submit)
+        submitting = asyncio.get_running_loop().run_in_executor(self._threads, submit)
+        try:
+            return await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            submitting.add_done_callback(_withdraw)
+            raise
 
     def _note_cuts(self, work: Work, encoded: Encoded, limit: Limit) -> None:
         most = self._most(limit)
@@ -303,6 +308,12 @@ async def _wait(ticket: Ticket, deadline: float | None) -> FloatArray:
     finally:
         if ticket.finished_at is None:
             ticket.cancel()
+
+
+def _withdraw(submitted: asyncio.Future[Ticket]) -> None:
+    """Who submitted left meanwhile."""
+    if not submitted.cancelled() and submitted.exception() is None:
+        submitted.result().cancel()
 
 
 class Mailbox:

@@ -6,9 +6,10 @@ import asyncio
 import base64
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -17,12 +18,18 @@ import pytest
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 
 from qwen3_embedding.serving.answers import Encoding, json_rows
+from qwen3_embedding.serving.auth import Caller
 from qwen3_embedding.serving.errors import ComputeError
 from qwen3_embedding.serving.metrics import _TOKENS, Metrics
 from qwen3_embedding.serving.queue import QueueSettings, TokenQueue
 from qwen3_embedding.serving.requests import json_response
-from qwen3_embedding.serving.services import Mailbox
+from qwen3_embedding.serving.server import Server
+from qwen3_embedding.serving.services import Mailbox, Work
+from qwen3_embedding.serving.settings import ServerSettings
 from qwen3_embedding.types import FloatArray
+
+if TYPE_CHECKING:
+    from qwen3_embedding import Embedder
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
@@ -149,3 +156,27 @@ def test_straight_routes_leave_the_rest_to_the_framework(http: httpx.Client) -> 
     assert http.get("/v1/nothing").status_code == 404
     assert http.get("/v1/models/tiny-embedding").json()["id"] == "tiny-embedding"
     assert http.head("/health").status_code == http.request("OPTIONS", "/health").status_code == 405
+
+
+def test_who_leaves_while_many_are_submitted_leaves_nothing_behind(embedder: Embedder) -> None:
+    server = Server({"e": embedder}, settings=ServerSettings(tokenizer_threads=1))
+    service, gate = server.embedders["e"], threading.Event()
+
+    async def leave() -> None:
+        service._threads.submit(gate.wait, 10)  # so that submitting has to wait
+        asking = asyncio.create_task(service._submit([[number, 1] for number in range(2, 102)], Work(Caller("c"))))
+        await asyncio.sleep(0.05)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        gate.set()
+        await asyncio.sleep(0.2)
+
+    with server._computing:  # so that what is submitted stays in the queue
+        blocker = service.queue.submit([[5, 5, 5]])
+        while service.queue.stats().waiting_sequences:
+            time.sleep(0.01)
+        asyncio.run(leave())
+        assert service.queue.stats().waiting_sequences == 0
+    assert blocker.result(10).shape == (1, service.dimensions)
+    server.close()
