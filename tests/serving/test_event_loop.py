@@ -160,16 +160,15 @@ def test_straight_routes_leave_the_rest_to_the_framework(http: httpx.Client) -> 
 
 def test_who_leaves_while_many_are_submitted_leaves_nothing_behind(embedder: Embedder) -> None:
     server = Server({"e": embedder}, settings=ServerSettings(tokenizer_threads=1))
-    service, gate = server.embedders["e"], threading.Event()
+    service = server.embedders["e"]
 
     async def leave() -> None:
-        service._threads.submit(gate.wait, 10)  # so that submitting has to wait
-        asking = asyncio.create_task(service._submit([[number, 1] for number in range(2, 102)], Work(Caller("c"))))
-        await asyncio.sleep(0.05)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        gate.set()
+        with service.queue._lock:  # so that submitting is under way and has to wait
+            asking = asyncio.create_task(service._submit([[number, 1] for number in range(2, 102)], Work(Caller("c"))))
+            await asyncio.sleep(0.1)
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
         await asyncio.sleep(0.2)
 
     with server._computing:  # so that what is submitted stays in the queue
