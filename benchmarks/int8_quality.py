@@ -6,8 +6,8 @@
     python -m benchmarks.int8_quality DATA/cranfield DATA/cisi --dtype fp8  # the GPU path's formula, on any machine
 
 fp8 is the arithmetic of ``model/fp8.py`` off a GPU: a bf16 model, e4m3 weights and activations scaled by row,
-multiplied in float32.  The guard: the mean nDCG@10 is at most 0.5% (relative) below float32's; exit code 1 where it is not.  A
-folder is a retrieval task as ``q3e evaluate`` reads it.
+multiplied in float32. The guard: the mean nDCG@10 is at most 0.5% (relative) below float32's; exit code 1 where it is
+not. A folder is a retrieval task as ``q3e evaluate`` reads it.
 """
 
 from __future__ import annotations
