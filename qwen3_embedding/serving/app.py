@@ -71,6 +71,7 @@ class Straight:
     """
 
     def __init__(self, app: FastAPI) -> None:
+        self._app = app
         self._around = app.build_middleware_stack()
         self._routes: dict[tuple[str, str], Run] = {
             (method, route.path): run
@@ -85,6 +86,7 @@ class Straight:
         if scope["type"] == "http" and not scope.get("root_path"):
             run = self._routes.get((scope["method"], scope["path"]))
         if run is None:
+            scope["app"] = self._app  # as the application does, which need not stand before this
             await self._around(scope, receive, send)
             return
         response = await run(Request(scope, receive, send))

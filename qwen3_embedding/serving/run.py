@@ -47,7 +47,7 @@ def run(server: Server, address: Address, log_level: str = "info", rpc_port: int
 def uvicorn_config(app: FastAPI, server: Server, **options: Any) -> uvicorn.Config:
     """How uvicorn runs the application; ``options`` are uvicorn's own (host, port)."""
     return uvicorn.Config(
-        app,
+        app.middleware_stack or app,  # the application itself would only pass every request on to it
         http=_protocol(server.settings.body_timeout_s),
         log_config=None,
         access_log=False,

@@ -299,13 +299,15 @@ def _encode(encode: Callable[[], Encoded]) -> Encoded:
 
 async def _wait(ticket: Ticket, deadline: float | None) -> FloatArray:
     """The ticket's rows; whoever stops waiting takes the ticket out of the queue."""
-    timeout = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+    waiter = Mailbox.of_running_loop().delivered(ticket)
+    timer = None
+    if deadline is not None:
+        timer = waiter.get_loop().call_later(max(deadline - time.monotonic(), 0.0), _too_late, waiter)
     try:
-        async with asyncio.timeout(timeout):
-            return await Mailbox.of_running_loop().delivered(ticket)
-    except TimeoutError:
-        raise DeadlineError("the result was not there in time; ask for less at once, or allow more time") from None
+        return await waiter
     finally:
+        if timer is not None:
+            timer.cancel()
         if ticket.finished_at is None:
             ticket.cancel()
 
@@ -314,6 +316,13 @@ def _withdraw(submitted: asyncio.Future[Ticket]) -> None:
     """Who submitted left meanwhile."""
     if not submitted.cancelled() and submitted.exception() is None:
         submitted.result().cancel()
+
+
+def _too_late(waiter: asyncio.Future[FloatArray]) -> None:
+    if not waiter.done():
+        waiter.set_exception(
+            DeadlineError("the result was not there in time; ask for less at once, or allow more time")
+        )
 
 
 class Mailbox:
