@@ -47,7 +47,7 @@ Compute = Callable[[list[list[int]]], FloatArray]
 
 MIN_BATCH_TOKENS = 256
 QUERIES_COME_S = 1.0
-"""For so long after a query, batches that hold bulk are half as large: the next query waits for one of them."""
+"""For so long after a query, batches that hold bulk have a quarter of the tokens: the next query waits for one."""
 THREADS = 2
 """Of each worker; see above."""
 BROKEN_AFTER = 2
@@ -734,7 +734,7 @@ class TokenQueue:
         if query.peek() is not None:
             self._last_query = time.monotonic()
         if bulk_waits and time.monotonic() - self._last_query < QUERIES_COME_S:
-            budget = max(budget // 2, min(budget, MIN_BATCH_TOKENS))
+            budget = max(budget // 4, min(budget, MIN_BATCH_TOKENS))
         picker = _Picker(budget)
         if self._bulk_passed_over:
             # Its next job did not fit beside the queries last time: it goes first, once.

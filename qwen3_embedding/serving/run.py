@@ -21,6 +21,10 @@ SWITCH_S = 0.0005
 At Python's own 5 ms the worker would stand still for a third of a short batch."""
 
 
+COLLECT = (20_000, 20, 20)
+"""When the collector looks: at Python's own 700, 10, 10 it walks the hundreds of requests under way again and again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Address:
     """Where to listen."""
@@ -41,6 +45,7 @@ def run(server: Server, address: Address, log_level: str = "info", rpc_port: int
     app = create_app(server, None if rpc_port is None else (address.host, rpc_port))
     gc.collect()
     gc.freeze()  # or the collector walks all that was imported, tens of milliseconds, while requests wait
+    gc.set_threshold(*COLLECT)
     _Uvicorn(uvicorn_config(app, server, host=address.host, port=address.port), server).run()
 
 
