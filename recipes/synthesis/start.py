@@ -1,11 +1,18 @@
-"""What the query writer starts from: an embedder's words, and layers that at first only copy.
+"""What the query writer starts from: an embedder's words, and layers that copy the document in order.
 
-The last layer moves the words of the document to the place where the query is written, evenly and as they are, which
-with tied embeddings makes them likely; training finds out which of them, in which order, and what stands between them.
+* Layer 0 looks back.  One head stands one token behind, another two; what they see, a random projection of the words,
+  goes into a slot beside the words.  So every place knows what stood before it.
+* Layer 1 goes on (an induction head, Olsson et al. 2022).  Its first heads look for the place whose slot holds what was
+  written last and what stood before that, and add the word of that place, which with tied embeddings makes it the
+  likeliest to be written next.  The others add every word of the document, by the weight that the embedder gives it: so
+  a query begins with a word that matters.
+
+Training has to find out where to begin, where to stop, and what stands between and behind the copied words.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -15,40 +22,66 @@ from torch import Tensor, nn
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.config import BackboneConfig
-from qwen3_embedding.model.layers import Layer
+from qwen3_embedding.model.layers import Layer, SelfAttention
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training.export import export_language_model
-from qwen3_embedding.training.words import SPECIAL_DIMENSIONS, silence, word_vectors
+from qwen3_embedding.training.words import SPECIAL_DIMENSIONS, silence, steady_places, word_vectors
 
 HEAD_DIM = 64
+SLOT = 64
+"""Dimensions behind the words that hold what stood before a place."""
+BESIDE = SLOT + SPECIAL_DIMENSIONS
+"""All dimensions that hold no words; the last two of them are a token's weight and a constant."""
+CONSTANT = 0.3
+"""Of every token's row, one long: it lets a head ask the same everywhere."""
+SECOND = 0.6
+"""Size of the word two back in a slot, beside the word one back."""
+SLOT_SIZE = 0.5
+FAST_PAIRS = 12
+"""Pairs of a head whose turning tells neighbours apart; the fastest has half of the energy."""
+STEADY_PAIRS = 18
+"""Pairs that turn by less than 0.4 radians over 150 tokens: what is compared over any distance stands in them."""
+BACK_LOGIT, FOUND_LOGIT, WEIGHT_LOGIT = 40.0, 40.0, 5.0
+FOUND_SIZE, WORDS_SIZE = 6.0, 8.0
+"""Of the word that comes next, and of the mean of all words, beside the word that was written last."""
+LOGIT = 10.0
+"""Of a word whose state is its own row."""
 
 
-def make_start(embedder: Path, output: Path, layers: int = 2, seed: int = 0) -> Path:
-    """Write a language-model folder with the embedder's tokenizer and words (:func:`words_of`), at unit length.
+def make_start(embedder: Path, output: Path, seed: int = 0) -> Path:
+    """Write a language-model folder with the embedder's tokenizer and words (:func:`words_of`).
 
-    The length matters to the optimizer: its steps are the same for all weights, and in tables of long rows they would
-    move nothing.  The final norm is such that a state and its own token make a logit of about 10.
+    Rows are one unit long. The length matters to the optimizer: its steps are the same for all weights, and in tables
+    of long rows they would move nothing.
     """
     source, _ = load_backbone(embedder, dtype=torch.float32)
-    size = source.config.hidden_size
-    heads = size // HEAD_DIM if size % HEAD_DIM == 0 else 1
+    generator = torch.Generator().manual_seed(seed)
+    table_VD = table_of(source, generator)
+    size = table_VD.shape[1]
+    gathering = -(-(size - BESIDE) // HEAD_DIM)  # heads that move the words whole
     shape = {
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": heads,
-        "head_dim": size // heads,
+        "hidden_size": size,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2 * gathering,
+        "num_key_value_heads": 2 * gathering,
+        "head_dim": HEAD_DIM,
         "intermediate_size": 2 * size,
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
     backbone = Backbone(BackboneConfig(**{**source.config.__dict__, **shape}))
-    generator = torch.Generator().manual_seed(seed)
+    first, second = (layer for layer in backbone.layers if isinstance(layer, Layer))
     with torch.no_grad():
-        for number, layer in enumerate(backbone.layers):
-            assert isinstance(layer, Layer)
-            begin_layer(layer, copies=number == layers - 1, generator=generator)
-        backbone.embed_tokens.weight.copy_(words_of(source, generator))
-        backbone.norm.weight.fill_(10.0 / size**0.5)
+        for layer in (first, second):
+            silence(layer, generator)
+        seen_SW = torch.randn(SLOT, size - BESIDE, generator=generator) * SLOT**-0.5
+        turn_SS = torch.linalg.qr(torch.randn(SLOT, SLOT, generator=generator))[0]
+        look_back(first.self_attn, seen_SW, turn_SS, backbone.config.rope_theta)
+        go_on(second.self_attn, seen_SW, turn_SS, generator)
+        gather_words(second.self_attn)
+        backbone.embed_tokens.weight.copy_(table_VD)
+        backbone.norm.weight.fill_(LOGIT / math.sqrt(size))
+        backbone.norm.weight[-BESIDE:] = 0.0
     beside = output.with_name(output.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
     export_language_model(beside, backbone, {}, embedder, "float32", Tokenizer.from_folder(embedder).end_id)
@@ -56,19 +89,46 @@ def make_start(embedder: Path, output: Path, layers: int = 2, seed: int = 0) -> 
     return output
 
 
-def words_of(embedder: Backbone, generator: torch.Generator) -> Tensor:
-    """(V, D) directions of the tokens, one unit long.
+def table_of(embedder: Backbone, generator: torch.Generator) -> Tensor:
+    """(V, D) rows, one unit long: a token's direction, an empty slot, its weight and the constant.
+
+    D is the embedder's; or more, where the words would be squeezed into fewer than half of it.
+    """
+    words_VW, weight_V = words_of(embedder, generator)
+    size = embedder.config.hidden_size
+    if size < 2 * BESIDE:
+        size = -(-(words_VW.shape[1] + BESIDE) // HEAD_DIM) * HEAD_DIM
+    words_VW = nn.functional.normalize(fitted(words_VW, size - BESIDE), dim=-1)
+    ends_V2 = CONSTANT * torch.stack([weight_V, torch.ones_like(weight_V)], dim=-1)
+    room_V1 = (1 - ends_V2.square().sum(-1, keepdim=True)).sqrt()
+    return torch.cat([words_VW * room_V1, words_VW.new_zeros(len(words_VW), BESIDE - 2), ends_V2], dim=-1)
+
+
+def words_of(embedder: Backbone, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(V, W) directions of the tokens and (V,) logarithms of their weights, between -2 and 2, around 0.
 
     An embedder that sums words keeps markers and weights in the last dimensions of its table: they are left out, or
-    all tokens that it does not hear, the end token among them, would begin alike. These get random directions.
+    all tokens that it does not hear, the end token among them, would begin alike. These get random directions and the
+    least weight.
     """
     table_VD = embedder.embed_tokens.weight.detach().float()
     if not sums_words(embedder):
-        return nn.functional.normalize(table_VD, dim=-1)
-    vectors_VD = nn.functional.pad(word_vectors(embedder), (0, SPECIAL_DIMENSIONS))
-    silent_V = vectors_VD.norm(dim=-1) == 0
-    vectors_VD[silent_V] = torch.randn(int(silent_V.sum()), vectors_VD.shape[1], generator=generator)
-    return nn.functional.normalize(vectors_VD, dim=-1)
+        return nn.functional.normalize(table_VD, dim=-1), table_VD.new_zeros(len(table_VD))
+    vectors_VW = word_vectors(embedder)
+    lengths_V = vectors_VW.norm(dim=-1)
+    silent_V = lengths_V == 0
+    weight_V = lengths_V.clamp_min(1e-9).log()
+    weight_V = (weight_V - weight_V[~silent_V].mean()).clamp(-2.0, 2.0)
+    vectors_VW[silent_V] = torch.randn(int(silent_V.sum()), vectors_VW.shape[1], generator=generator)
+    return nn.functional.normalize(vectors_VW, dim=-1), weight_V
+
+
+def fitted(words_VW: Tensor, width: int) -> Tensor:
+    """Words in ``width`` dimensions: the directions in which they differ most, or padded."""
+    if words_VW.shape[1] <= width:
+        return nn.functional.pad(words_VW, (0, width - words_VW.shape[1]))
+    _, axes_WW = torch.linalg.eigh(words_VW.T @ words_VW)
+    return words_VW @ axes_WW[:, -width:]
 
 
 def sums_words(embedder: Backbone) -> bool:
@@ -76,10 +136,77 @@ def sums_words(embedder: Backbone) -> bool:
     return not embedder.norm.weight[-SPECIAL_DIMENSIONS:].any()
 
 
-def begin_layer(layer: Layer, copies: bool, generator: torch.Generator) -> None:
-    """Random projections of unit gain that add nothing; or attention that adds what it looks at, at its own length."""
-    silence(layer, generator)
-    if copies:
-        size = layer.self_attn.v_proj.weight.shape[1]
-        layer.self_attn.v_proj.weight.copy_(torch.eye(size))
-        layer.self_attn.o_proj.weight.copy_(torch.eye(size) * 4.0 * size**-0.5)
+def look_back(attention: SelfAttention, seen_SW: Tensor, turn_SS: Tensor, theta: float) -> None:
+    """Heads 0 and 1: what stood one and two tokens before, into the slot."""
+    size, words = attention.v_proj.weight.shape[1], seen_SW.shape[1]
+    half = HEAD_DIM // 2
+    energy = torch.full((FAST_PAIRS,), 0.5 / (FAST_PAIRS - 1))
+    energy[0] = 0.5
+    angles = theta ** (-torch.arange(FAST_PAIRS) / half)
+    for head, (distance, part_SW) in enumerate(((1, seen_SW), (2, SECOND * turn_SS @ seen_SW))):
+        rows = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
+            projection.weight[rows] = 0.0
+        query, key = attention.q_proj.weight[rows], attention.k_proj.weight[rows]
+        query[:FAST_PAIRS, -1] = energy.sqrt()
+        # A key turned on by so many positions meets the query that stands so many behind it.
+        key[:FAST_PAIRS, -1] = energy.sqrt() * (distance * angles).cos()
+        key[half : half + FAST_PAIRS, -1] = energy.sqrt() * (distance * angles).sin()
+        attention.v_proj.weight[rows, :words] = part_SW
+        attention.o_proj.weight[words : words + SLOT, rows] = torch.eye(SLOT) * SLOT_SIZE / math.sqrt(size)
+    set_logit(attention, BACK_LOGIT)
+
+
+def go_on(attention: SelfAttention, seen_SW: Tensor, turn_SS: Tensor, generator: torch.Generator) -> None:
+    """The first half of the heads: find where the last two words stood, each by a look of its own; add what follows."""
+    size, words = attention.v_proj.weight.shape[1], seen_SW.shape[1]
+    places = slow_places()
+    for head in range(attention.q_proj.out_features // HEAD_DIM // 2):
+        rows = torch.arange(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+        look_PS = torch.linalg.qr(torch.randn(SLOT, SLOT, generator=generator))[0][: len(places)]
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight[rows] = 0.0
+        attention.q_proj.weight[rows[places], :words] = look_PS @ seen_SW
+        attention.q_proj.weight[rows[places], words : words + SLOT] = SECOND / SLOT_SIZE * look_PS @ turn_SS
+        attention.k_proj.weight[rows[places], words : words + SLOT] = look_PS
+        move(attention, head, head * HEAD_DIM, words, FOUND_SIZE / math.sqrt(size))
+    set_logit(attention, FOUND_LOGIT)
+
+
+def gather_words(attention: SelfAttention) -> None:
+    """The other half: the mean of all words, by their weights."""
+    size = attention.v_proj.weight.shape[1]
+    first, second = steady_places(HEAD_DIM)
+    half = attention.q_proj.out_features // HEAD_DIM // 2
+    for head in range(half, 2 * half):
+        begin = head * HEAD_DIM
+        for projection in (attention.q_proj, attention.k_proj):
+            projection.weight[begin : begin + HEAD_DIM] = 0.0
+        # The norm makes weight / sqrt(weight^2 + 2^2) of it, of the logit that both kinds of heads have in common.
+        share = WEIGHT_LOGIT / FOUND_LOGIT
+        attention.q_proj.weight[begin + first, -1] = share
+        attention.q_proj.weight[begin + second - 1, -1] = math.sqrt(1 - share**2)
+        attention.k_proj.weight[begin + first, -2] = 1.0
+        attention.k_proj.weight[begin + second, -1] = 2.0
+        move(attention, head, (head - half) * HEAD_DIM, size - BESIDE, WORDS_SIZE / math.sqrt(size))
+
+
+def move(attention: SelfAttention, head: int, begin: int, words: int, gain: float) -> None:
+    """Let a head add the words' dimensions from ``begin`` on of what it looks at."""
+    rows = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
+    count = min(HEAD_DIM, words - begin)
+    attention.v_proj.weight[rows] = 0.0
+    attention.v_proj.weight[rows, begin : begin + count] = torch.eye(HEAD_DIM, count)
+    attention.o_proj.weight[begin : begin + count, rows] = gain * torch.eye(count, HEAD_DIM)
+
+
+def slow_places() -> Tensor:
+    """The places of a head's steady pairs."""
+    slow = torch.arange(HEAD_DIM // 2 - STEADY_PAIRS, HEAD_DIM // 2)
+    return torch.cat([slow, slow + HEAD_DIM // 2])
+
+
+def set_logit(attention: SelfAttention, largest: float) -> None:
+    """Let a query and a key that are alike have this logit."""
+    for norm in (attention.q_norm, attention.k_norm):
+        norm.weight.fill_(math.sqrt(largest / math.sqrt(HEAD_DIM)))
