@@ -2,8 +2,9 @@
 
     python recipes/synthesis/run.py --data FOLDER --corpus xquad-en          # FOLDER/train, FOLDER/eval
 
-1. start: the embedder's words in a small language model.
-2. writer: it learns to write the query behind its document, from labelled pairs of other corpora.
+1. start: the embedder's words in a small language model that copies.
+2. writer: it learns to write the query behind a passage, from labelled pairs of other corpora: no pair whose document
+   is in the corpus.
 3. pairs: a server with the writer in another process; ``synthesize`` asks it about a sample of the corpus' documents.
 4. variants: the pairs with all filters, with none, with each one left out and with each one alone; and two baselines
    without a language model: crops of the documents (inverse cloze) and their first sentences, as queries.
@@ -101,7 +102,8 @@ def make_writer(options: argparse.Namespace) -> Path:
     from qwen3_embedding.training.config import load_settings
     from qwen3_embedding.training.trainer import train
 
-    claim(options.out, {"embedder": fingerprint(options.embedder), "writer_steps": options.writer_steps})
+    facts = {"embedder": fingerprint(options.embedder), "writer_steps": options.writer_steps, "corpus": options.corpus}
+    claim(options.out, facts)
     start, writer = options.out / "start", options.out / "writer"
     if not start.exists():
         sys.path.insert(0, str(HERE))
@@ -110,11 +112,33 @@ def make_writer(options: argparse.Namespace) -> Path:
         make_start(options.embedder, start)
     if not writer.exists():
         made = load_settings(HERE / "writer.toml")
-        sources = tuple(dataclasses.replace(s, path=options.data / "train" / s.path.name) for s in made.data.sources)
+        names = [source.path.name for source in made.data.sources]
+        paths = write_lessons(names, made.data.max_document_tokens, options)
+        sources = tuple(dataclasses.replace(s, path=path) for s, path in zip(made.data.sources, paths, strict=True))
         data = dataclasses.replace(made.data, sources=sources, cache=options.out / "token-cache")
         run = dataclasses.replace(made.run, steps=options.writer_steps or made.run.steps)
         train(dataclasses.replace(made, model=start, output=writer, data=data, run=run))
     return writer
+
+
+def write_lessons(names: Sequence[str], longest: int, options: argparse.Namespace) -> list[Path]:
+    """What the writer learns from: of each labelled pair the passage that its query is about."""
+    sys.path.insert(0, str(HERE))
+    from passages import lessons
+
+    from qwen3_embedding.data import read_records, write_records
+    from qwen3_embedding.evaluation.collection import read_collection
+    from qwen3_embedding.inputs.tokenizer import Tokenizer
+
+    corpus = set(read_collection(options.data / "eval" / options.corpus).documents.values())
+    tokenizer = Tokenizer.from_folder(options.embedder)
+    paths = []
+    for name in names:
+        paths.append(options.out / "lessons" / name.replace(".xz", ""))
+        if not paths[-1].exists():
+            records = read_records(options.data / "train" / name)
+            write_records(paths[-1], lessons(records, tokenizer, longest, corpus))
+    return paths
 
 
 def run_corpus(options: argparse.Namespace) -> dict[str, Any]:

@@ -94,18 +94,17 @@ def table_of(embedder: Backbone, generator: torch.Generator) -> Tensor:
 
     D is the embedder's; or more, where the words would be squeezed into fewer than half of it.
     """
-    words_VW, weight_V = words_of(embedder, generator)
     size = embedder.config.hidden_size
     if size < 2 * BESIDE:
-        size = -(-(words_VW.shape[1] + BESIDE) // HEAD_DIM) * HEAD_DIM
-    words_VW = nn.functional.normalize(fitted(words_VW, size - BESIDE), dim=-1)
+        size = -(-(size + BESIDE) // HEAD_DIM) * HEAD_DIM
+    words_VW, weight_V = words_of(embedder, size - BESIDE, generator)
     ends_V2 = CONSTANT * torch.stack([weight_V, torch.ones_like(weight_V)], dim=-1)
     room_V1 = (1 - ends_V2.square().sum(-1, keepdim=True)).sqrt()
     return torch.cat([words_VW * room_V1, words_VW.new_zeros(len(words_VW), BESIDE - 2), ends_V2], dim=-1)
 
 
-def words_of(embedder: Backbone, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(V, W) directions of the tokens and (V,) logarithms of their weights, between -2 and 2, around 0.
+def words_of(embedder: Backbone, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(V, width) directions of the tokens and (V,) logarithms of their weights, between -2 and 2, around 0.
 
     An embedder that sums words keeps markers and weights in the last dimensions of its table: they are left out, or
     all tokens that it does not hear, the end token among them, would begin alike. These get random directions and the
@@ -113,14 +112,15 @@ def words_of(embedder: Backbone, generator: torch.Generator) -> tuple[Tensor, Te
     """
     table_VD = embedder.embed_tokens.weight.detach().float()
     if not sums_words(embedder):
-        return nn.functional.normalize(table_VD, dim=-1), table_VD.new_zeros(len(table_VD))
+        return nn.functional.normalize(fitted(table_VD, width), dim=-1), table_VD.new_zeros(len(table_VD))
     vectors_VW = word_vectors(embedder)
     lengths_V = vectors_VW.norm(dim=-1)
     silent_V = lengths_V == 0
     weight_V = lengths_V.clamp_min(1e-9).log()
     weight_V = (weight_V - weight_V[~silent_V].mean()).clamp(-2.0, 2.0)
-    vectors_VW[silent_V] = torch.randn(int(silent_V.sum()), vectors_VW.shape[1], generator=generator)
-    return nn.functional.normalize(vectors_VW, dim=-1), weight_V
+    words_VW = fitted(nn.functional.normalize(vectors_VW, dim=-1), width)
+    words_VW[silent_V] = torch.randn(int(silent_V.sum()), width, generator=generator)
+    return nn.functional.normalize(words_VW, dim=-1), weight_V
 
 
 def fitted(words_VW: Tensor, width: int) -> Tensor:
