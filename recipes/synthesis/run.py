@@ -105,15 +105,18 @@ def make_writer(options: argparse.Namespace) -> Path:
     facts = {"embedder": fingerprint(options.embedder), "writer_steps": options.writer_steps, "corpus": options.corpus}
     claim(options.out, facts)
     start, writer = options.out / "start", options.out / "writer"
+    made = load_settings(HERE / "writer.toml")
+    names = [source.path.name for source in made.data.sources]
+    paths = write_lessons(names, made.data.max_document_tokens, options)
     if not start.exists():
         sys.path.insert(0, str(HERE))
         from start import make_start
 
-        make_start(options.embedder, start)
+        from qwen3_embedding.data import read_records
+
+        asked = (record.query for path in paths for record in read_records(path))
+        make_start(options.embedder, start, asked)
     if not writer.exists():
-        made = load_settings(HERE / "writer.toml")
-        names = [source.path.name for source in made.data.sources]
-        paths = write_lessons(names, made.data.max_document_tokens, options)
         sources = tuple(dataclasses.replace(s, path=path) for s, path in zip(made.data.sources, paths, strict=True))
         data = dataclasses.replace(made.data, sources=sources, cache=options.out / "token-cache")
         run = dataclasses.replace(made.run, steps=options.writer_steps or made.run.steps)

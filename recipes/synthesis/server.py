@@ -3,8 +3,8 @@
     python recipes/synthesis/server.py --model runs/synthesis/writer          # prints its address
 
 It answers the two retrieval questions of ``synthesize`` (docs/synthesis.md): a configuration by a draw from the seed,
-since the tiny model knows no people, and a query by sampling behind a passage of the document that stands in the prompt.  Anything
-else is refused with 400.  Requests that wait are written together, up to 32.
+since the tiny model knows no people, and a query by sampling behind a passage of the document that stands in the
+prompt.  Anything else is refused with 400.  Requests that wait are written together, up to 32.
 """
 
 from __future__ import annotations

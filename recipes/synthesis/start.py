@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -31,7 +32,8 @@ HEAD_DIM = 64
 SLOT = 64
 """Dimensions behind the words that hold what stood before a place."""
 BESIDE = SLOT + SPECIAL_DIMENSIONS
-"""All dimensions that hold no words; the last two of them are a token's weight and a constant."""
+"""All dimensions that hold no words; the last three of them are a token's prior, its weight and a constant."""
+PRIOR = -3
 CONSTANT = 0.3
 """Of every token's row, one long: it lets a head ask the same everywhere."""
 SECOND = 0.6
@@ -41,22 +43,27 @@ FAST_PAIRS = 12
 """Pairs of a head whose turning tells neighbours apart; the fastest has half of the energy."""
 STEADY_PAIRS = 18
 """Pairs that turn by less than 0.4 radians over 150 tokens: what is compared over any distance stands in them."""
-BACK_LOGIT, FOUND_LOGIT, WEIGHT_LOGIT = 40.0, 40.0, 5.0
-FOUND_SIZE, WORDS_SIZE = 6.0, 8.0
+BACK_LOGIT, FOUND_LOGIT, WEIGHT_LOGIT = 40.0, 24.0, 5.0
+FOUND_SIZE, WORDS_SIZE = 8.0, 16.0
 """Of the word that comes next, and of the mean of all words, beside the word that was written last."""
-LOGIT = 10.0
+PRIOR_SIZE = 30.0
+"""Of the state's part that makes the tokens of queries likelier."""
+LOGIT = 18.0
 """Of a word whose state is its own row."""
 
 
-def make_start(embedder: Path, output: Path, seed: int = 0) -> Path:
+def make_start(embedder: Path, output: Path, queries: Iterable[str] = (), seed: int = 0) -> Path:
     """Write a language-model folder with the embedder's tokenizer and words (:func:`words_of`).
+
+    The queries' tokens, by how often they come, are likelier from the beginning.
 
     Rows are one unit long. The length matters to the optimizer: its steps are the same for all weights, and in tables
     of long rows they would move nothing.
     """
     source, _ = load_backbone(embedder, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
-    table_VD = table_of(source, generator)
+    tokenizer = Tokenizer.from_folder(embedder)
+    table_VD = table_of(source, prior_of(queries, tokenizer, source.config.vocab_size), generator)
     size = table_VD.shape[1]
     gathering = -(-(size - BESIDE) // HEAD_DIM)  # heads that move the words whole
     shape = {
@@ -65,7 +72,7 @@ def make_start(embedder: Path, output: Path, seed: int = 0) -> Path:
         "num_attention_heads": 2 * gathering,
         "num_key_value_heads": 2 * gathering,
         "head_dim": HEAD_DIM,
-        "intermediate_size": 2 * size,
+        "intermediate_size": size,
         "tie_word_embeddings": True,
         "dtype": "float32",
     }
@@ -82,25 +89,35 @@ def make_start(embedder: Path, output: Path, seed: int = 0) -> Path:
         backbone.embed_tokens.weight.copy_(table_VD)
         backbone.norm.weight.fill_(LOGIT / math.sqrt(size))
         backbone.norm.weight[-BESIDE:] = 0.0
+        backbone.norm.weight[PRIOR] = LOGIT / math.sqrt(size)
     beside = output.with_name(output.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
-    export_language_model(beside, backbone, {}, embedder, "float32", Tokenizer.from_folder(embedder).end_id)
+    export_language_model(beside, backbone, {}, embedder, "float32", tokenizer.end_id)
     beside.rename(output)
     return output
 
 
-def table_of(embedder: Backbone, generator: torch.Generator) -> Tensor:
-    """(V, D) rows, one unit long: a token's direction, an empty slot, its weight and the constant.
+def prior_of(queries: Iterable[str], tokenizer: Tokenizer, vocabulary: int) -> Tensor:
+    """(V,) logarithms of how often each token comes in queries, from 0 down to -1, which is no more than once."""
+    counts_V = torch.zeros(vocabulary)
+    texts = list(queries)
+    for ids in tokenizer.token_ids(texts):
+        counts_V[ids] += 1.0
+    counts_V[tokenizer.end_id] += len(texts)
+    return (counts_V.clamp_min(1.0) / counts_V.max().clamp_min(2.0)).log() / counts_V.max().clamp_min(2.0).log()
 
-    D is the embedder's; or more, where the words would be squeezed into fewer than half of it.
+
+def table_of(embedder: Backbone, prior_V: Tensor, generator: torch.Generator) -> Tensor:
+    """(V, D) rows, one unit long: a token's direction, an empty slot, its prior, its weight and the constant.
+
+    D is the embedder's, or more where the words would be squeezed into fewer than half of it; a multiple of a head's.
     """
     size = embedder.config.hidden_size
-    if size < 2 * BESIDE:
-        size = -(-(size + BESIDE) // HEAD_DIM) * HEAD_DIM
+    size = -(-(size if size >= 2 * BESIDE else size + BESIDE) // HEAD_DIM) * HEAD_DIM
     words_VW, weight_V = words_of(embedder, size - BESIDE, generator)
-    ends_V2 = CONSTANT * torch.stack([weight_V, torch.ones_like(weight_V)], dim=-1)
-    room_V1 = (1 - ends_V2.square().sum(-1, keepdim=True)).sqrt()
-    return torch.cat([words_VW * room_V1, words_VW.new_zeros(len(words_VW), BESIDE - 2), ends_V2], dim=-1)
+    ends_V3 = CONSTANT * torch.stack([prior_V, weight_V, torch.ones_like(weight_V)], dim=-1)
+    room_V1 = (1 - ends_V3.square().sum(-1, keepdim=True)).sqrt()
+    return torch.cat([words_VW * room_V1, words_VW.new_zeros(len(words_VW), BESIDE - 3), ends_V3], dim=-1)
 
 
 def words_of(embedder: Backbone, width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -189,6 +206,9 @@ def gather_words(attention: SelfAttention) -> None:
         attention.k_proj.weight[begin + first, -2] = 1.0
         attention.k_proj.weight[begin + second, -1] = 2.0
         move(attention, head, (head - half) * HEAD_DIM, size - BESIDE, WORDS_SIZE / math.sqrt(size))
+    # The last of them has places left; one moves the constant to where the prior is.
+    attention.v_proj.weight[-1, -1] = 1.0
+    attention.o_proj.weight[PRIOR, -1] = PRIOR_SIZE / math.sqrt(size)
 
 
 def move(attention: SelfAttention, head: int, begin: int, words: int, gain: float) -> None:
