@@ -67,10 +67,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--corpus", default="xquad-en", help="folder of eval/ in BEIR's layout")
     parser.add_argument("--embedder", type=Path, default=ASSETS / "nano-embedding", help="checkpoint folder")
     parser.add_argument("--out", type=Path, default=Path("runs/synthesis"))
-    parser.add_argument("--documents", type=int, default=2000, help="of the corpus, drawn by --seed, are written for")
-    parser.add_argument("--queries-each", type=float, default=1.0, help="queries a document")
+    parser.add_argument("--documents", type=int, default=6000, help="of the corpus, drawn by --seed, are written for")
+    parser.add_argument("--queries-each", type=float, default=4.0, help="queries a document")
     parser.add_argument("--writer-steps", type=int, help="in place of writer.toml's")
-    parser.add_argument("--steps", type=int, default=40, help="of every embedder")
+    parser.add_argument("--steps", type=int, default=30, help="of every embedder")
+    parser.add_argument("--batch-size", type=int, default=512, help="pairs of a step")
     parser.add_argument(
         "--learning-rate", type=float, default=1e-4, help="of matrices; one that sums words trains none"
     )
@@ -149,7 +150,7 @@ def run_corpus(options: argparse.Namespace) -> dict[str, Any]:
     from qwen3_embedding.evaluation.collection import read_collection, read_info
     from qwen3_embedding.synthesis.ledger import read_pairs
 
-    names = ("documents", "queries_each", "steps", "learning_rate", "table_rate", "seed")
+    names = ("documents", "queries_each", "steps", "batch_size", "learning_rate", "table_rate", "seed")
     claim(options.out / options.corpus, {name: getattr(options, name) for name in names})
     folder = options.data / "eval" / options.corpus
     collection, info = read_collection(folder), read_info(folder)
@@ -308,9 +309,9 @@ def train_embedder(records: Path, name: str, seed: int, options: argparse.Namesp
         "output": str(output),
         "data": {
             "sources": [source],
-            "batch_size": 64,
+            "batch_size": options.batch_size,
             "max_query_tokens": 64,
-            "max_document_tokens": 160,
+            "max_document_tokens": 512,
             "by_language": False,
             "cache": str(options.out / "token-cache"),
         },
@@ -395,8 +396,8 @@ def print_report(report: dict[str, Any], options: argparse.Namespace) -> None:
     """Write and print the table and the samples."""
     about = (
         f"{report['corpus']}: {report['queries']:,} real queries, {report['documents']:,} documents, of which "
-        f"{report['documents_written_for']:,} were written for; {options.steps} steps; BM25 "
-        f"{100 * (report['bm25'] or 0):.1f}"
+        f"{report['documents_written_for']:,} were written for; {options.steps} steps of "
+        f"{options.batch_size} pairs; BM25 {100 * (report['bm25'] or 0):.1f}"
     )
     head = [about, "", "| trained on | pairs | nDCG@10 | gain (95 % interval) |", "|---|---|---|---|"]
     lines = [*head, *(row_line(row) for row in report["rows"]), "", "Samples:"]
