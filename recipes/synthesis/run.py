@@ -3,8 +3,8 @@
     python recipes/synthesis/run.py --data FOLDER --corpus xquad-en          # FOLDER/train, FOLDER/eval
 
 1. start: the embedder's words in a small language model that copies.
-2. writer: it learns to write the query behind a passage, from labelled pairs of other corpora: no pair whose document
-   is in the corpus.
+2. writer: it learns to write the query behind a passage, from labelled pairs of other corpora in the corpus' language:
+   no pair whose document is in the corpus.
 3. pairs: a server with the writer in another process; ``synthesize`` asks it about a sample of the corpus' documents.
 4. variants: the pairs with all filters, with none, with each one left out and with each one alone; and two baselines
    without a language model: crops of the documents (inverse cloze) and their first sentences, as queries.
@@ -107,42 +107,51 @@ def make_writer(options: argparse.Namespace) -> Path:
     claim(options.out, facts)
     start, writer = options.out / "start", options.out / "writer"
     made = load_settings(HERE / "writer.toml")
-    names = [source.path.name for source in made.data.sources]
-    paths = write_lessons(names, made.data.max_document_tokens, options)
+    by_name = {source.path.name: source for source in made.data.sources}
+    lessons = write_lessons(list(by_name), made.data.max_document_tokens, options)
     if not start.exists():
         sys.path.insert(0, str(HERE))
         from start import make_start
 
         from qwen3_embedding.data import read_records
 
-        asked = (record.query for path in paths for record in read_records(path))
-        make_start(options.embedder, start, asked)
+        make_start(options.embedder, start, (r.query for path in lessons.values() for r in read_records(path)))
     if not writer.exists():
-        sources = tuple(dataclasses.replace(s, path=path) for s, path in zip(made.data.sources, paths, strict=True))
+        sources = tuple(dataclasses.replace(by_name[name], path=path) for name, path in lessons.items())
         data = dataclasses.replace(made.data, sources=sources, cache=options.out / "token-cache")
         run = dataclasses.replace(made.run, steps=options.writer_steps or made.run.steps)
         train(dataclasses.replace(made, model=start, output=writer, data=data, run=run))
     return writer
 
 
-def write_lessons(names: Sequence[str], longest: int, options: argparse.Namespace) -> list[Path]:
-    """What the writer learns from: of each labelled pair the passage that its query is about."""
+def write_lessons(names: Sequence[str], longest: int, options: argparse.Namespace) -> dict[str, Path]:
+    """What the writer learns from: of each labelled pair in the corpus' languages the passage that its query is about.
+
+    Returns:
+        Files with pairs, by their names; pairs of all languages where there are none in the corpus'.
+    """
     sys.path.insert(0, str(HERE))
     from passages import lessons
 
     from qwen3_embedding.data import read_records, write_records
-    from qwen3_embedding.evaluation.collection import read_collection
+    from qwen3_embedding.evaluation.collection import read_collection, read_info
     from qwen3_embedding.inputs.tokenizer import Tokenizer
 
-    corpus = set(read_collection(options.data / "eval" / options.corpus).documents.values())
-    tokenizer = Tokenizer.from_folder(options.embedder)
-    paths = []
-    for name in names:
-        paths.append(options.out / "lessons" / name.replace(".xz", ""))
-        if not paths[-1].exists():
-            records = read_records(options.data / "train" / name)
-            write_records(paths[-1], lessons(records, tokenizer, longest, corpus))
-    return paths
+    folder = options.data / "eval" / options.corpus
+    corpus, tokenizer = set(read_collection(folder).documents.values()), Tokenizer.from_folder(options.embedder)
+    for languages in (read_info(folder).languages, ()):
+        found = {name: options.out / "lessons" / name.replace(".xz", "") for name in names}
+        for name, path in found.items():
+            if not path.exists() or not path.stat().st_size:
+                records = read_records(options.data / "train" / name)
+                fitting = (record for record in records if not languages or record.language in languages)
+                write_records(path, lessons(fitting, tokenizer, longest, corpus))
+        found = {name: path for name, path in found.items() if path.stat().st_size}
+        if found:
+            return found
+    raise SystemExit(
+        f"{options.data / 'train'}: no labelled pairs in {', '.join(names)} but of the corpus' own documents"
+    )
 
 
 def run_corpus(options: argparse.Namespace) -> dict[str, Any]:

@@ -4,17 +4,18 @@
   goes into a slot beside the words.  So every place knows what stood before it.
 * Layer 1 goes on (an induction head, Olsson et al. 2022).  Its first heads look for the place whose slot holds what was
   written last and what stood before that, and add the word of that place, which with tied embeddings makes it the
-  likeliest to be written next.  The others add every word of the document, by the weight that the embedder gives it: so
-  a query begins with a word that matters.
+  likeliest to be written next.  As many others add every word of the document, by the weight that the embedder gives
+  it: so a query begins with a word that matters.  Two more see what was written last, and add what most often stands
+  behind it in queries: the linear map that comes nearest (ridge regression), so that a question ends like one.
 
-Training has to find out where to begin, where to stop, and what stands between and behind the copied words.
+Training has to find out where to begin, and when to copy and when to ask.
 """
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -46,9 +47,13 @@ STEADY_PAIRS = 18
 BACK_LOGIT, FOUND_LOGIT, WEIGHT_LOGIT = 40.0, 24.0, 5.0
 FOUND_SIZE, WORDS_SIZE = 8.0, 16.0
 """Of the word that comes next, and of the mean of all words, beside the word that was written last."""
-PRIOR_SIZE = 30.0
+LAST_HEADS, LAST_SIZE, RIDGE = 2, 14.0, 0.001
+"""Of the mean of what stands behind the word that was written last."""
+SEPARATOR = "\nQuery:"
+"""The setting's default; its last token stands before a query."""
+PRIOR_SIZE = 40.0
 """Of the state's part that makes the tokens of queries likelier."""
-LOGIT = 18.0
+LOGIT = 21.0
 """Of a word whose state is its own row."""
 
 
@@ -63,14 +68,16 @@ def make_start(embedder: Path, output: Path, queries: Iterable[str] = (), seed: 
     source, _ = load_backbone(embedder, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     tokenizer = Tokenizer.from_folder(embedder)
-    table_VD = table_of(source, prior_of(queries, tokenizer, source.config.vocab_size), generator)
+    *written, asked = tokenizer.token_ids([*queries, SEPARATOR])
+    sequences = [[asked[-1], *ids, tokenizer.end_id] for ids in written]
+    table_VD = table_of(source, prior_of(sequences, source.config.vocab_size), generator)
     size = table_VD.shape[1]
-    gathering = -(-(size - BESIDE) // HEAD_DIM)  # heads that move the words whole
+    heads = 2 * -(-(size - BESIDE) // HEAD_DIM) + LAST_HEADS
     shape = {
         "hidden_size": size,
         "num_hidden_layers": 2,
-        "num_attention_heads": 2 * gathering,
-        "num_key_value_heads": 2 * gathering,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
         "head_dim": HEAD_DIM,
         "intermediate_size": size,
         "tie_word_embeddings": True,
@@ -86,6 +93,7 @@ def make_start(embedder: Path, output: Path, queries: Iterable[str] = (), seed: 
         look_back(first.self_attn, seen_SW, turn_SS, backbone.config.rope_theta)
         go_on(second.self_attn, seen_SW, turn_SS, generator)
         gather_words(second.self_attn)
+        follow(second.self_attn, table_VD, sequences, backbone.config.rope_theta, generator)
         backbone.embed_tokens.weight.copy_(table_VD)
         backbone.norm.weight.fill_(LOGIT / math.sqrt(size))
         backbone.norm.weight[-BESIDE:] = 0.0
@@ -97,14 +105,13 @@ def make_start(embedder: Path, output: Path, queries: Iterable[str] = (), seed: 
     return output
 
 
-def prior_of(queries: Iterable[str], tokenizer: Tokenizer, vocabulary: int) -> Tensor:
+def prior_of(sequences: Sequence[Sequence[int]], vocabulary: int) -> Tensor:
     """(V,) logarithms of how often each token comes in queries, from 0 down to -1, which is no more than once."""
     counts_V = torch.zeros(vocabulary)
-    texts = list(queries)
-    for ids in tokenizer.token_ids(texts):
-        counts_V[ids] += 1.0
-    counts_V[tokenizer.end_id] += len(texts)
-    return (counts_V.clamp_min(1.0) / counts_V.max().clamp_min(2.0)).log() / counts_V.max().clamp_min(2.0).log()
+    for ids in sequences:
+        counts_V.index_add_(0, torch.tensor(ids[1:]), torch.ones(len(ids) - 1))
+    most = counts_V.max().clamp_min(2.0)
+    return (counts_V.clamp_min(1.0) / most).log() / most.log()
 
 
 def table_of(embedder: Backbone, prior_V: Tensor, generator: torch.Generator) -> Tensor:
@@ -156,29 +163,35 @@ def sums_words(embedder: Backbone) -> bool:
 def look_back(attention: SelfAttention, seen_SW: Tensor, turn_SS: Tensor, theta: float) -> None:
     """Heads 0 and 1: what stood one and two tokens before, into the slot."""
     size, words = attention.v_proj.weight.shape[1], seen_SW.shape[1]
-    half = HEAD_DIM // 2
-    energy = torch.full((FAST_PAIRS,), 0.5 / (FAST_PAIRS - 1))
-    energy[0] = 0.5
-    angles = theta ** (-torch.arange(FAST_PAIRS) / half)
     for head, (distance, part_SW) in enumerate(((1, seen_SW), (2, SECOND * turn_SS @ seen_SW))):
         rows = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM)
-        for projection in (attention.q_proj, attention.k_proj, attention.v_proj):
-            projection.weight[rows] = 0.0
-        query, key = attention.q_proj.weight[rows], attention.k_proj.weight[rows]
-        query[:FAST_PAIRS, -1] = energy.sqrt()
-        # A key turned on by so many positions meets the query that stands so many behind it.
-        key[:FAST_PAIRS, -1] = energy.sqrt() * (distance * angles).cos()
-        key[half : half + FAST_PAIRS, -1] = energy.sqrt() * (distance * angles).sin()
+        stand_back(attention, head, distance, theta)
+        attention.v_proj.weight[rows] = 0.0
         attention.v_proj.weight[rows, :words] = part_SW
         attention.o_proj.weight[words : words + SLOT, rows] = torch.eye(SLOT) * SLOT_SIZE / math.sqrt(size)
     set_logit(attention, BACK_LOGIT)
 
 
+def stand_back(attention: SelfAttention, head: int, distance: int, theta: float) -> None:
+    """Let a head look at the token that stands so many before."""
+    rows, half = slice(head * HEAD_DIM, (head + 1) * HEAD_DIM), HEAD_DIM // 2
+    energy = torch.full((FAST_PAIRS,), 0.5 / (FAST_PAIRS - 1))
+    energy[0] = 0.5
+    angles = theta ** (-torch.arange(FAST_PAIRS) / half)
+    query, key = attention.q_proj.weight[rows], attention.k_proj.weight[rows]
+    query.zero_()
+    key.zero_()
+    query[:FAST_PAIRS, -1] = energy.sqrt()
+    # A key turned on by so many positions meets the query that stands so many behind it.
+    key[:FAST_PAIRS, -1] = energy.sqrt() * (distance * angles).cos()
+    key[half : half + FAST_PAIRS, -1] = energy.sqrt() * (distance * angles).sin()
+
+
 def go_on(attention: SelfAttention, seen_SW: Tensor, turn_SS: Tensor, generator: torch.Generator) -> None:
-    """The first half of the heads: find where the last two words stood, each by a look of its own; add what follows."""
+    """The first heads: find where the last two words stood, each by a look of its own; add what follows."""
     size, words = attention.v_proj.weight.shape[1], seen_SW.shape[1]
     places = slow_places()
-    for head in range(attention.q_proj.out_features // HEAD_DIM // 2):
+    for head in range(movers(attention)):
         rows = torch.arange(head * HEAD_DIM, (head + 1) * HEAD_DIM)
         look_PS = torch.linalg.qr(torch.randn(SLOT, SLOT, generator=generator))[0][: len(places)]
         for projection in (attention.q_proj, attention.k_proj):
@@ -191,10 +204,10 @@ def go_on(attention: SelfAttention, seen_SW: Tensor, turn_SS: Tensor, generator:
 
 
 def gather_words(attention: SelfAttention) -> None:
-    """The other half: the mean of all words, by their weights."""
+    """As many more: the mean of all words, by their weights."""
     size = attention.v_proj.weight.shape[1]
     first, second = steady_places(HEAD_DIM)
-    half = attention.q_proj.out_features // HEAD_DIM // 2
+    half = movers(attention)
     for head in range(half, 2 * half):
         begin = head * HEAD_DIM
         for projection in (attention.q_proj, attention.k_proj):
@@ -207,8 +220,41 @@ def gather_words(attention: SelfAttention) -> None:
         attention.k_proj.weight[begin + second, -1] = 2.0
         move(attention, head, (head - half) * HEAD_DIM, size - BESIDE, WORDS_SIZE / math.sqrt(size))
     # The last of them has places left; one moves the constant to where the prior is.
-    attention.v_proj.weight[-1, -1] = 1.0
-    attention.o_proj.weight[PRIOR, -1] = PRIOR_SIZE / math.sqrt(size)
+    place = 2 * half * HEAD_DIM - 1
+    attention.v_proj.weight[place, -1] = 1.0
+    attention.o_proj.weight[PRIOR, place] = PRIOR_SIZE / math.sqrt(size)
+
+
+def follow(
+    attention: SelfAttention,
+    table_VD: Tensor,
+    sequences: Sequence[Sequence[int]],
+    theta: float,
+    generator: torch.Generator,
+) -> None:
+    """The last heads: see the token itself, in a random projection, and add what stands behind it in queries."""
+    size = table_VD.shape[1]
+    words_VW = table_VD[:, : size - BESIDE]
+    seen_PW = torch.randn(LAST_HEADS * HEAD_DIM, size - BESIDE, generator=generator) / math.sqrt(LAST_HEADS * HEAD_DIM)
+    begin = attention.v_proj.out_features - len(seen_PW)
+    for head in range(begin // HEAD_DIM, attention.v_proj.out_features // HEAD_DIM):
+        stand_back(attention, head, 0, theta)
+    attention.v_proj.weight[begin:] = 0.0
+    attention.v_proj.weight[begin:, : size - BESIDE] = seen_PW
+    attention.o_proj.weight[:, begin:] = 0.0
+    if not sequences:
+        return
+    before, after = (torch.tensor([t for ids in sequences for t in ids[part]]) for part in (slice(-1), slice(1, None)))
+    seen_BP = words_VW[before] @ seen_PW.T
+    square_PP = seen_BP.T @ seen_BP
+    ridge_PP = square_PP + RIDGE * square_PP.diagonal().mean() * torch.eye(len(square_PP))
+    next_WP = torch.linalg.solve(ridge_PP, seen_BP.T @ words_VW[after]).T
+    attention.o_proj.weight[: size - BESIDE, begin:] = next_WP * LAST_SIZE / math.sqrt(size)
+
+
+def movers(attention: SelfAttention) -> int:
+    """Heads that move the words whole."""
+    return (attention.q_proj.out_features // HEAD_DIM - LAST_HEADS) // 2
 
 
 def move(attention: SelfAttention, head: int, begin: int, words: int, gain: float) -> None:
