@@ -2,8 +2,9 @@
 
     python recipes/synthesis/run.py --data FOLDER --corpus xquad-en          # FOLDER/train, FOLDER/eval
 
-1. start: the embedder's words in a small language model.
-2. writer: it learns to write the query behind its document, from labelled pairs of other corpora.
+1. start: the embedder's words in a small language model that copies.
+2. writer: it learns to write the query behind a passage, from labelled pairs of other corpora in the corpus' language:
+   no pair whose document is in the corpus.
 3. pairs: a server with the writer in another process; ``synthesize`` asks it about a sample of the corpus' documents.
 4. variants: the pairs with all filters, with none, with each one left out and with each one alone; and two baselines
    without a language model: crops of the documents (inverse cloze) and their first sentences, as queries.
@@ -66,10 +67,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--corpus", default="xquad-en", help="folder of eval/ in BEIR's layout")
     parser.add_argument("--embedder", type=Path, default=ASSETS / "nano-embedding", help="checkpoint folder")
     parser.add_argument("--out", type=Path, default=Path("runs/synthesis"))
-    parser.add_argument("--documents", type=int, default=2000, help="of the corpus, drawn by --seed, are written for")
-    parser.add_argument("--queries-each", type=float, default=1.0, help="queries a document")
+    parser.add_argument("--documents", type=int, default=6000, help="of the corpus, drawn by --seed, are written for")
+    parser.add_argument("--queries-each", type=float, default=4.0, help="queries a document")
     parser.add_argument("--writer-steps", type=int, help="in place of writer.toml's")
-    parser.add_argument("--steps", type=int, default=40, help="of every embedder")
+    parser.add_argument("--steps", type=int, default=30, help="of every embedder")
+    parser.add_argument("--batch-size", type=int, default=512, help="pairs of a step")
     parser.add_argument(
         "--learning-rate", type=float, default=1e-4, help="of matrices; one that sums words trains none"
     )
@@ -101,20 +103,55 @@ def make_writer(options: argparse.Namespace) -> Path:
     from qwen3_embedding.training.config import load_settings
     from qwen3_embedding.training.trainer import train
 
-    claim(options.out, {"embedder": fingerprint(options.embedder), "writer_steps": options.writer_steps})
+    facts = {"embedder": fingerprint(options.embedder), "writer_steps": options.writer_steps, "corpus": options.corpus}
+    claim(options.out, facts)
     start, writer = options.out / "start", options.out / "writer"
+    made = load_settings(HERE / "writer.toml")
+    by_name = {source.path.name: source for source in made.data.sources}
+    lessons = write_lessons(list(by_name), made.data.max_document_tokens, options)
     if not start.exists():
         sys.path.insert(0, str(HERE))
         from start import make_start
 
-        make_start(options.embedder, start)
+        from qwen3_embedding.data import read_records
+
+        make_start(options.embedder, start, (r.query for path in lessons.values() for r in read_records(path)))
     if not writer.exists():
-        made = load_settings(HERE / "writer.toml")
-        sources = tuple(dataclasses.replace(s, path=options.data / "train" / s.path.name) for s in made.data.sources)
+        sources = tuple(dataclasses.replace(by_name[name], path=path) for name, path in lessons.items())
         data = dataclasses.replace(made.data, sources=sources, cache=options.out / "token-cache")
         run = dataclasses.replace(made.run, steps=options.writer_steps or made.run.steps)
         train(dataclasses.replace(made, model=start, output=writer, data=data, run=run))
     return writer
+
+
+def write_lessons(names: Sequence[str], longest: int, options: argparse.Namespace) -> dict[str, Path]:
+    """What the writer learns from: of each labelled pair in the corpus' languages the passage that its query is about.
+
+    Returns:
+        Files with pairs, by their names; pairs of all languages where there are none in the corpus'.
+    """
+    sys.path.insert(0, str(HERE))
+    from passages import lessons
+
+    from qwen3_embedding.data import read_records, write_records
+    from qwen3_embedding.evaluation.collection import read_collection, read_info
+    from qwen3_embedding.inputs.tokenizer import Tokenizer
+
+    folder = options.data / "eval" / options.corpus
+    corpus, tokenizer = set(read_collection(folder).documents.values()), Tokenizer.from_folder(options.embedder)
+    for languages in (read_info(folder).languages, ()):
+        found = {name: options.out / "lessons" / name.replace(".xz", "") for name in names}
+        for name, path in found.items():
+            if not path.exists() or not path.stat().st_size:
+                records = read_records(options.data / "train" / name)
+                fitting = (record for record in records if not languages or record.language in languages)
+                write_records(path, lessons(fitting, tokenizer, longest, corpus))
+        found = {name: path for name, path in found.items() if path.stat().st_size}
+        if found:
+            return found
+    raise SystemExit(
+        f"{options.data / 'train'}: no labelled pairs in {', '.join(names)} but of the corpus' own documents"
+    )
 
 
 def run_corpus(options: argparse.Namespace) -> dict[str, Any]:
@@ -122,7 +159,7 @@ def run_corpus(options: argparse.Namespace) -> dict[str, Any]:
     from qwen3_embedding.evaluation.collection import read_collection, read_info
     from qwen3_embedding.synthesis.ledger import read_pairs
 
-    names = ("documents", "queries_each", "steps", "learning_rate", "table_rate", "seed")
+    names = ("documents", "queries_each", "steps", "batch_size", "learning_rate", "table_rate", "seed")
     claim(options.out / options.corpus, {name: getattr(options, name) for name in names})
     folder = options.data / "eval" / options.corpus
     collection, info = read_collection(folder), read_info(folder)
@@ -281,9 +318,9 @@ def train_embedder(records: Path, name: str, seed: int, options: argparse.Namesp
         "output": str(output),
         "data": {
             "sources": [source],
-            "batch_size": 64,
+            "batch_size": options.batch_size,
             "max_query_tokens": 64,
-            "max_document_tokens": 160,
+            "max_document_tokens": 512,
             "by_language": False,
             "cache": str(options.out / "token-cache"),
         },
@@ -368,8 +405,8 @@ def print_report(report: dict[str, Any], options: argparse.Namespace) -> None:
     """Write and print the table and the samples."""
     about = (
         f"{report['corpus']}: {report['queries']:,} real queries, {report['documents']:,} documents, of which "
-        f"{report['documents_written_for']:,} were written for; {options.steps} steps; BM25 "
-        f"{100 * (report['bm25'] or 0):.1f}"
+        f"{report['documents_written_for']:,} were written for; {options.steps} steps of "
+        f"{options.batch_size} pairs; BM25 {100 * (report['bm25'] or 0):.1f}"
     )
     head = [about, "", "| trained on | pairs | nDCG@10 | gain (95 % interval) |", "|---|---|---|---|"]
     lines = [*head, *(row_line(row) for row in report["rows"]), "", "Samples:"]

@@ -3,8 +3,8 @@
     python recipes/synthesis/server.py --model runs/synthesis/writer          # prints its address
 
 It answers the two retrieval questions of ``synthesize`` (docs/synthesis.md): a configuration by a draw from the seed,
-since the tiny model knows no people, and a query by sampling behind the passage that stands in the prompt.  Anything
-else is refused with 400.  Requests that wait are written together, up to 32.
+since the tiny model knows no people, and a query by sampling behind a passage of the document that stands in the
+prompt.  Anything else is refused with 400.  Requests that wait are written together, up to 32.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
+from passages import passages_of
 
 from qwen3_embedding.inference.generator import BATCH, Generator, Sampling
 from qwen3_embedding.training.config import TrainingSettings, load_settings
@@ -36,10 +37,10 @@ class Writer:
         self.waiting: asyncio.Queue[tuple[list[int], int, asyncio.Future[Any]]] = asyncio.Queue()
 
     def prompt(self, document: str, seed: int) -> list[int]:
-        """A stretch of the document, drawn by the seed, as the model learnt it."""
-        (ids,) = self.generator.tokenizer.token_ids([document])
-        begin = random.Random(seed).randrange(max(1, len(ids) - self.longest + 1))
-        return [*ids[begin : begin + self.longest], *self.separator]
+        """A passage of the document, drawn by the seed, as the model learnt it."""
+        (found,) = passages_of([document], self.generator.tokenizer, self.longest)
+        (ids,) = self.generator.tokenizer.token_ids([random.Random(seed).choice(found)])
+        return [*ids[: self.longest], *self.separator]
 
     async def write(self, document: str, seed: int) -> tuple[str, int, int]:
         """The query, and the tokens read and written."""

@@ -19,8 +19,10 @@ from qwen3_embedding.data import Record, write_records
 from qwen3_embedding.synthesis.ledger import read_pairs
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "synthesis"
+NANO = RECIPE.parents[1] / "qwen3_embedding" / "assets" / "nano-embedding"
 NOUNS = ("river", "engine", "garden", "market", "letter", "window", "bridge", "planet")
 PLACES = ("Oslo", "Quito", "Lagos", "Busan", "Perth", "Turin")
+ELSEWHERE = ("Paris", "Milan", "Delhi")
 
 
 def load(name: str) -> ModuleType:
@@ -39,9 +41,9 @@ def passage(noun: str, place: str) -> str:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, embedder_folder: Path) -> tuple[Any, dict[str, Any], ModuleType]:
     folder = tmp_path_factory.mktemp("recipe")
-    for name in ("nq_qed_en", "jaquad_ja", "medquad_en", "wiki_en"):
+    for name in ("nq_qed_en", "jaquad_ja", "medquad_en"):
         pairs = [Record(f"where is the {n}", (passage(n, p),), "retrieval", name, language="en")
-                 for n in NOUNS for p in PLACES[:3]]  # fmt: skip
+                 for n in NOUNS for p in ELSEWHERE]  # fmt: skip
         write_records(folder / "data" / "train" / f"{name}.jsonl.xz", pairs)
     task = folder / "data" / "eval" / "toy"
     (task / "qrels").mkdir(parents=True)
@@ -106,21 +108,44 @@ def test_the_server_refuses_what_it_cannot_write(made: tuple[Any, dict[str, Any]
             refused.value.close()
 
 
-def test_the_start_has_the_embedders_words_and_copies(tmp_path: Path, embedder_folder: Path) -> None:
-    from qwen3_embedding.inference.generator import Generator
-    from qwen3_embedding.model.decoding import Decoder
+def test_the_start_copies_in_order(tmp_path: Path) -> None:
+    from qwen3_embedding.inference.generator import Generator, Sampling
+
+    load("start").make_start(NANO, tmp_path / "start")
+    writer = Generator.from_folder(tmp_path / "start", sampling=Sampling(8, temperature=0.0))
+    (separator,) = writer.tokenizer.token_ids(["\nQuery:"])
+    rng = torch.Generator().manual_seed(1)
+    # Words that occur once, in the order of a random document; one word is given, and those behind it are wanted.
+    documents = [torch.randperm(30_000, generator=rng)[:120].add(1000).tolist() for _ in range(8)]
+    given = [int(torch.randint(100, (), generator=rng)) for _ in documents]
+    prompts = [[*d, *separator, d[place]] for d, place in zip(documents, given, strict=True)]
+    written = [answer.ids for answer in writer.write(prompts, [None] * len(prompts))]
+    assert written == [d[place + 1 : place + 9] for d, place in zip(documents, given, strict=True)]
+
+
+def test_the_start_goes_on_where_two_words_match(tmp_path: Path) -> None:
+    from qwen3_embedding.inference.generator import Generator, Sampling
+
+    load("start").make_start(NANO, tmp_path / "start")
+    writer = Generator.from_folder(tmp_path / "start", sampling=Sampling(4, temperature=0.0))
+    texts = ["the bank of the river was built in 1874, and the bank of the city was robbed in 1911.", "\nQuery:"]
+    document, separator = writer.tokenizer.token_ids(texts)
+    for begin in (" the river", " the city"):
+        (asked,) = writer.tokenizer.token_ids([begin])
+        (written,) = writer.write([[*document, *separator, *asked]], [None])
+        place = next(n for n in range(len(document)) if document[n : n + len(asked)] == asked) + len(asked)
+        assert written.ids == document[place : place + 4]
+
+
+def test_an_embedder_with_few_dimensions_gets_room_beside_its_words(tmp_path: Path, embedder_folder: Path) -> None:
     from qwen3_embedding.model.weights import load_backbone
 
     start = load("start").make_start(embedder_folder, tmp_path / "start")
     before, after = (load_backbone(folder)[0].embed_tokens.weight.float() for folder in (embedder_folder, start))
-    likeness = torch.nn.functional.cosine_similarity(before, after, dim=-1)
+    assert after.shape[1] > before.shape[1]
+    likeness = torch.nn.functional.cosine_similarity(before, after[:, : before.shape[1]], dim=-1)
     assert float(likeness.min()) > 1 - 1e-5
     assert torch.allclose(after.norm(dim=-1), torch.ones(len(after)), atol=1e-5)
-    generator = Generator.from_folder(start)
-    prompt = [500, 900, 1300, 1700, 2100, 40]
-    logits = Decoder(generator._backbone, generator._head_VD, [prompt], 1).logits_BV[0]
-    ranks = sorted(int((logits > logits[token]).sum()) for token in prompt)
-    assert ranks[3] < 50  # of 3,000 tokens, most of those of the document are among the likeliest
 
 
 def test_the_start_keeps_the_words_and_tells_silent_tokens_apart(tmp_path: Path) -> None:
@@ -128,20 +153,57 @@ def test_the_start_keeps_the_words_and_tells_silent_tokens_apart(tmp_path: Path)
     from qwen3_embedding.model.weights import load_backbone
     from qwen3_embedding.training.words import word_vectors
 
-    source = RECIPE.parents[1] / "qwen3_embedding" / "assets" / "nano-embedding"
-    start = load("start").make_start(source, tmp_path / "start")
-    words_VW = word_vectors(load_backbone(source, dtype=torch.float32)[0])
-    after_VD = load_backbone(start, dtype=torch.float32)[0].embed_tokens.weight.detach()
-    heard_V = words_VW.norm(dim=-1) > 0
-    likeness = torch.nn.functional.cosine_similarity(words_VW, after_VD[:, : words_VW.shape[1]], dim=-1)
-    assert float(likeness[heard_V].min()) > 1 - 1e-5
+    start = load("start")
+    folder = start.make_start(NANO, tmp_path / "start")
+    words_VW = torch.nn.functional.normalize(word_vectors(load_backbone(NANO, dtype=torch.float32)[0]), dim=-1)
+    after_VD = load_backbone(folder, dtype=torch.float32)[0].embed_tokens.weight.detach()
     assert torch.allclose(after_VD.norm(dim=-1), torch.ones(len(after_VD)), atol=1e-5)
-    tokenizer = Tokenizer.from_folder(start)
+    assert after_VD.shape[1] == words_VW.shape[1] + 4
+    heard_V = words_VW.norm(dim=-1) > 0
+    told_VW = torch.nn.functional.normalize(after_VD[:, : -start.BESIDE], dim=-1)
+    # Fewer dimensions, the same neighbourhood: what two words have in common is much as it was.
+    some = torch.nonzero(heard_V)[::40, 0]
+    before, after = words_VW[some] @ words_VW[some].T, told_VW[some] @ told_VW[some].T
+    assert float((before - after).abs().mean()) < 0.02
+    tokenizer = Tokenizer.from_folder(folder)
     silent = [tokenizer.end_id, *(tokenizer.token_ids([text])[0][0] for text in ("Query", "Instruct"))]
     assert not heard_V[silent].any()
-    alike = after_VD[silent] @ after_VD.T
+    assert float(after_VD[silent, -2].max()) < float(after_VD[heard_V, -2].min()) + 1e-6
+    alike = told_VW[silent] @ told_VW.T
     alike[range(len(silent)), silent] = 0.0
     assert float(alike.max()) < 0.5  # of random directions; the table whole has over 0.99 between these
+
+
+def test_passages_are_whole_sentences(embedder_folder: Path) -> None:
+    from qwen3_embedding.inputs.tokenizer import Tokenizer
+
+    passages, tokenizer = load("passages"), Tokenizer.from_folder(embedder_folder)
+    text = "One is short. 二つ目は日本語です。「三つ目です。」 Version 2.5 came in 1999! Was it good?\nNo end here"
+    parts = passages.sentences(text)
+    assert "".join(parts) == text
+    first = ["One is short.", "二つ目は日本語です。", "「三つ目です。」", "Version 2.5 came in 1999!"]
+    assert [part.strip() for part in parts] == [*first, "Was it good?", "No end here"]
+    assert passages.sentences("") == []
+    assert passages.passages(["a ", "b ", "c "], [2, 2, 2], 4) == ["a b", "b c", "c"]
+    assert passages.passages(["long ", "b"], [9, 1], 4) == ["long", "b"]
+    for found in passages.passages_of([text], tokenizer, 30)[0]:
+        assert found in text
+
+
+def test_a_lesson_has_the_passage_that_its_query_is_about(embedder_folder: Path) -> None:
+    from qwen3_embedding.inputs.tokenizer import Tokenizer
+
+    passages, tokenizer = load("passages"), Tokenizer.from_folder(embedder_folder)
+    text = " ".join(passage(noun, "Oslo") for noun in NOUNS)
+    records = [Record(f"who built the {noun}?", (text,), "retrieval", "toy", negatives=("x",)) for noun in NOUNS]
+    made = list(passages.lessons(iter(records), tokenizer, 40))
+    assert [record.query for record in made] == [record.query for record in records]
+    for noun, record in zip(NOUNS, made, strict=True):
+        assert noun in record.positives[0]
+        assert record.positives[0] in text
+        assert len(record.positives[0]) < len(text) / 2
+        assert record.negatives == ()
+    assert list(passages.lessons(iter(records), tokenizer, 40, without={text})) == []
 
 
 def test_of_an_embedder_that_sums_words_only_the_words_are_trained(tmp_path: Path) -> None:
