@@ -43,7 +43,7 @@ def test_scale_page(capsys: pytest.CaptureFixture[str]) -> None:
     ("column", "dimensions", "precision"), [(0, 1024, "float32"), (2, 1024, "int8"), (4, 1024, "binary")]
 )
 def test_scale_table(column: int, dimensions: int, precision: str) -> None:
-    page = (DOCS / "scale.md").read_text(encoding="utf-8")
+    page = (DOCS / "scale.md").read_text(encoding="utf-8").partition("\n## Bytes\n")[2]
     units = {"GB": 1e9, "TB": 1e12}
     for power in (6, 9, 11):
         row = re.search(rf"^\| 10\^{power} \|(.*)\|$", page, re.MULTILINE)
@@ -51,6 +51,20 @@ def test_scale_table(column: int, dimensions: int, precision: str) -> None:
         number, unit = row.group(1).split("|")[column].split()
         plan = estimate(Corpus(10**power, 1), Rates(1), dimensions, precision)  # type: ignore[arg-type]
         assert float(number) * units[unit] == pytest.approx(plan.vector_bytes, rel=0.025)
+
+
+@pytest.mark.parametrize(("column", "tokens_per_s"), [(0, 482_196), (1, 58_448), (2, 30_574), (3, 1_618)])
+def test_hours_table(column: int, tokens_per_s: float) -> None:
+    page = (DOCS / "scale.md").read_text(encoding="utf-8").partition("\n## Hours and machines\n")[2]
+    for power in (6, 9, 11):
+        row = re.search(rf"^\| 10\^{power} \|(.*)\|$", page, re.MULTILINE)
+        assert row is not None
+        said = re.match(r"([\d.,]+)( million)?[^(]*(?:\(([\d,]+)\))?", row.group(1).split("|")[column].strip())
+        assert said is not None
+        hours = float(said[1].replace(",", "")) * (1e6 if said[2] else 1)
+        plan = estimate(Corpus(10**power, 200), Rates(tokens_per_s, 0.9), 1024)
+        assert hours == pytest.approx(plan.worker_hours, rel=0.06)
+        assert said[3] is None or int(said[3].replace(",", "")) == plan.workers(24)
 
 
 @pytest.mark.parametrize("page", ["corpus.md", "scale.md"])
