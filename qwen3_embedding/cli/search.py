@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from qwen3_embedding.cli.common import Device, DType, HubName, Json, Offline, hub
+from qwen3_embedding.cli.common import Device, DType, HubName, Json, Offline, hub, importing
 
 
 def command(
@@ -44,13 +44,14 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Search an index and print the hits, best first."""
-    from qwen3_embedding.inference.embedder import Embedder
-    from qwen3_embedding.inference.reranker import Reranker
-    from qwen3_embedding.retrieval.explain import explanation, summary
-    from qwen3_embedding.retrieval.fusion import Fusion
-    from qwen3_embedding.retrieval.index import SearchIndex
-    from qwen3_embedding.retrieval.manifest import model_source, read_manifest
-    from qwen3_embedding.retrieval.search import Plan
+    with importing():
+        from qwen3_embedding.inference.embedder import Embedder
+        from qwen3_embedding.inference.reranker import Reranker
+        from qwen3_embedding.retrieval.explain import explanation, summary
+        from qwen3_embedding.retrieval.fusion import Fusion
+        from qwen3_embedding.retrieval.index import SearchIndex
+        from qwen3_embedding.retrieval.manifest import model_source, read_manifest
+        from qwen3_embedding.retrieval.search import Plan
 
     conditions = None if where is None else json.loads(where)
     plan = Plan(

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from qwen3_embedding.cli.common import importing
+
 
 def command(
     embedder: Annotated[
@@ -101,12 +103,13 @@ def command(
     )
     traces = Traces.over_otlp(otlp_endpoint, otlp_service_name) if otlp_endpoint else None
     # What takes seconds to import comes after everything that a caller can get wrong.
-    import torch
+    with importing():
+        import torch
 
-    from qwen3_embedding.serving.models import LoadSettings, find_models
-    from qwen3_embedding.serving.processes import WorkerPool, worker_devices
-    from qwen3_embedding.serving.run import Address, run
-    from qwen3_embedding.serving.server import Server
+        from qwen3_embedding.serving.models import LoadSettings, find_models
+        from qwen3_embedding.serving.processes import WorkerPool, worker_devices
+        from qwen3_embedding.serving.run import Address, run
+        from qwen3_embedding.serving.server import Server
 
     specs = find_models(embedder or [], reranker or [], adapter or [], offline)
     load = LoadSettings(device, dtype, max_tokens, max_batch_tokens, kernel, reproducible)
