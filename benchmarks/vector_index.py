@@ -243,7 +243,7 @@ def in_turns(reached: dict[str, Built], results: dict[str, Any], queries: np.nda
 
 def at_recall(curve: Sequence[dict[str, float]], target: float) -> dict[str, float] | None:
     """The least breadth that reaches a recall."""
-    return next((point for point in curve if point["recall"] >= target), None)
+    return next((dict(point) for point in curve if point["recall"] >= target), None)
 
 
 def main() -> None:

@@ -34,7 +34,11 @@ class Graph:
         self._index = index
         self._rows_G = None if np.array_equal(rows_G, np.arange(len(rows_G))) else rows_G
         """Row of the snapshot by place in the graph, -1 for what is gone; ``None`` where they are the same."""
-        self._selected = self._selector(rows_G)
+        self._selected = None
+        """What of the graph may be found; ``None`` where all of it may."""
+        if index is not None and self._rows_G is not None and (rows_G < 0).any():
+            self._bits = np.packbits(rows_G >= 0, bitorder="little")  # the selector points at them
+            self._selected = self._faiss.IDSelectorBitmap(len(rows_G), self._faiss.swig_ptr(self._bits))
 
     @classmethod
     def write(
@@ -100,13 +104,6 @@ class Graph:
         if places[-1] < 0:  # there were not so many
             places = places[places >= 0]
         return places if self._rows_G is None else self._rows_G[places]
-
-    def _selector(self, rows_G: IntArray) -> Any:
-        """What of the graph may be found; ``None`` where all of it may."""
-        if self._index is None or (rows_G >= 0).all():
-            return None
-        self._bits = np.packbits(rows_G >= 0, bitorder="little")  # the selector points at them
-        return self._faiss.IDSelectorBitmap(len(rows_G), self._faiss.swig_ptr(self._bits))
 
 
 def _load(folder: Path, mapped: bool) -> tuple[Any, IntArray]:

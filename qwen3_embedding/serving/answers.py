@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from qwen3_embedding.inference.precision import check_precision, to_precision
 from qwen3_embedding.serving.errors import BadRequestError
+from qwen3_embedding.serving.requests import to_json
 from qwen3_embedding.serving.services import unit
 from qwen3_embedding.types import FloatArray, Precision, Vectors
 
@@ -76,7 +77,7 @@ async def json_rows(vectors: Vectors, encoding: Encoding, dress: Callable[[int, 
             some = [dress(number, value) for number, value in enumerate(some, at)]
         if len(vectors) <= _ROWS_AT_A_TIME:
             return some
-        parts.append(orjson.dumps(some, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
+        parts.append(to_json(some)[1:-1])
         await asyncio.sleep(0)
     return orjson.Fragment(b"[" + b",".join(parts) + b"]")
 

@@ -147,7 +147,7 @@ class Metrics:
             "qwen3_tokens", "Tokens asked for, by model and caller.", ["model", "caller"], registry=registry
         )
         self.truncated = Counter("qwen3_truncated_inputs", "Inputs that were cut.", ["model"], registry=registry)
-        self._children: dict[tuple[str, ...], Counter] = {}
+        self._children: dict[tuple[Counter, tuple[str, ...]], Counter] = {}
         self.in_flight = 0
         """Requests being answered; the event loop alone counts them."""
         in_flight = Gauge("qwen3_requests_in_flight", "Requests being answered.", registry=registry)
@@ -179,7 +179,7 @@ class Metrics:
 
     def _child(self, counter: Counter, *labels: str) -> Counter:
         """The counter under these labels; prometheus_client checks and locks at every look-up."""
-        key = (counter._name, *labels)
+        key = counter, labels
         found = self._children.get(key)
         if found is None:
             found = self._children[key] = counter.labels(*labels)

@@ -106,7 +106,8 @@ class QueueSettings:
         short_tokens: a submission of at most so many tokens rides the query lane, unless it names its lane.
         bulk_share: part of a batch that bulk gets beside queries, in [0, 1); without queries it gets all.
         batch_seconds: aim at batches of about this duration, by the measured speed, so that a short query never waits
-            long for the batch before it. ``None`` fills every batch up to ``max_batch_tokens``.
+            long for the batch before it. ``None`` fills every batch up to ``max_batch_tokens``. Either way a batch with
+            bulk has a quarter of that while queries come.
         cache_bytes: keep finished rows up to this size and answer repeated inputs from them; 0 keeps none.
     """
 

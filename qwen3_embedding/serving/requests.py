@@ -11,8 +11,7 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar
-from weakref import WeakKeyDictionary
+from typing import Any, Protocol, TypeVar
 
 import orjson
 from pydantic import BaseModel, ValidationError
@@ -30,6 +29,7 @@ from qwen3_embedding.serving.errors import (
     ServingError,
     TooLargeError,
 )
+from qwen3_embedding.serving.loops import PerLoop
 from qwen3_embedding.serving.metrics import Metrics
 from qwen3_embedding.serving.queue import Lane
 from qwen3_embedding.serving.services import Work
@@ -338,29 +338,19 @@ async def unless_gone(call: Call, work: Awaitable[T]) -> T:
         departures.forget(task)
 
 
-class Departures:
+class Departures(PerLoop):
     """Cancels the work for clients that left: one task looks at the requests of an event loop, a few times a second.
 
     A task for each request would cost more than most requests take.
     """
 
     EVERY_S = 0.2
-    _loops: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Departures]] = WeakKeyDictionary()
 
     def __init__(self) -> None:
         self.gone: set[asyncio.Task[Any]] = set()
         """Cancelled because their client left."""
         self._watched: dict[asyncio.Task[Any], Request] = {}
         self._looking: asyncio.Task[None] | None = None
-
-    @classmethod
-    def of_running_loop(cls) -> Departures:
-        """That of the event loop which calls."""
-        loop = asyncio.get_running_loop()
-        found = cls._loops.get(loop)
-        if found is None:
-            found = cls._loops[loop] = cls()
-        return found
 
     def watch(self, task: asyncio.Task[Any], request: Request) -> None:
         """Cancel ``task`` when the client of ``request``, whose body has been read, leaves."""
@@ -391,7 +381,12 @@ class Departures:
 
 def json_response(body: Any, status: int = 200) -> Response:
     """JSON, numpy arrays included."""
-    return Response(orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY), status, media_type="application/json")
+    return Response(to_json(body), status, media_type="application/json")
+
+
+def to_json(body: Any) -> bytes:
+    """UTF-8, numpy arrays included."""
+    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _json_name(value: Any) -> str:

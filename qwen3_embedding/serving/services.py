@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import ClassVar
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -28,6 +26,7 @@ from qwen3_embedding.inputs.tokenizer import Encoded
 from qwen3_embedding.serving.auth import Caller
 from qwen3_embedding.serving.engines import Engine
 from qwen3_embedding.serving.errors import BadRequestError, DeadlineError, OverloadedError, TooLargeError, TooLongError
+from qwen3_embedding.serving.loops import PerLoop
 from qwen3_embedding.serving.prompts import Prompt
 from qwen3_embedding.serving.queue import Lane, Ticket, TokenQueue
 from qwen3_embedding.serving.settings import Truncation
@@ -325,27 +324,16 @@ def _too_late(waiter: asyncio.Future[FloatArray]) -> None:
         )
 
 
-class Mailbox:
+class Mailbox(PerLoop):
     """Brings finished tickets from the queues' threads to an event loop: one wake-up for all of a batch.
 
     A wake-up for each would cost more than a short text takes.
     """
 
-    _loops: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Mailbox]] = WeakKeyDictionary()
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = weakref.ref(loop)
+    def __init__(self) -> None:
+        self._loop = weakref.ref(asyncio.get_running_loop())
         self._lock = threading.Lock()
         self._arrived: list[tuple[asyncio.Future[FloatArray], Future[FloatArray]]] = []
-
-    @classmethod
-    def of_running_loop(cls) -> Mailbox:
-        """That of the event loop which calls."""
-        loop = asyncio.get_running_loop()
-        found = cls._loops.get(loop)
-        if found is None:
-            found = cls._loops[loop] = cls(loop)
-        return found
 
     def delivered(self, ticket: Ticket) -> asyncio.Future[FloatArray]:
         """The ticket's rows or error, for the event loop."""
