@@ -69,11 +69,13 @@ class Training:
 
     steps: int = 300
     batch_size: int = 64
-    learning_rate: float = 1e-4
+    learning_rate: float | None = None
+    """``None``: 1e-4 for adapters, 0.1 for the table of a base that sums words."""
     max_query_tokens: int = 96
     max_document_tokens: int = 512
     precision: Literal["float32", "bfloat16"] = "float32"
-    temperature: float = 0.02
+    temperature: float | None = None
+    """``None``: 0.02, or 0.05 of a base that sums words."""
 
 
 @dataclass(frozen=True)
@@ -281,6 +283,7 @@ def mine(recipe: AdaptRecipe) -> None:
 
 def tune(recipe: AdaptRecipe) -> None:
     """Stage 4."""
+    from qwen3_embedding.model.weights import load_backbone
     from qwen3_embedding.training.config import (
         ContrastiveSettings,
         DataSettings,
@@ -290,8 +293,16 @@ def tune(recipe: AdaptRecipe) -> None:
         TrainingSettings,
     )
     from qwen3_embedding.training.trainer import train
+    from qwen3_embedding.training.words import sums_words
 
     wanted = recipe.training
+    base = resolve(recipe.base)
+    bag = sums_words(load_backbone(base)[0])
+    if bag:
+        print(
+            f"{recipe.base} sums words: its table is trained, without adapters, and [lora] does not count",
+            file=sys.stderr,
+        )
     source = SourceSettings(path=recipe.out / "mined.jsonl", instruction=recipe.instruction)
     data = DataSettings(
         sources=(source,),
@@ -304,13 +315,17 @@ def tune(recipe: AdaptRecipe) -> None:
     )
     train(
         TrainingSettings(
-            kind="embedder",
-            model=resolve(recipe.base),
+            kind="bag" if bag else "embedder",
+            model=base,
             output=recipe.out / "tuned",
             data=data,
-            loss=ContrastiveSettings(temperature=wanted.temperature),
+            loss=ContrastiveSettings(temperature=wanted.temperature or (0.05 if bag else 0.02), mask_by_margin=not bag),
             optimizer=OptimizerSettings(
-                wanted.learning_rate, warmup_steps=max(1, wanted.steps // 10), weight_decay=0.0
+                wanted.learning_rate or (0.1 if bag else 1e-4),
+                warmup_steps=max(1, wanted.steps // 10),
+                weight_decay=0.0,
+                betas=(0.9, 0.99 if bag else 0.98),
+                clip=0.0 if bag else 1.0,
             ),
             run=RunSettings(
                 steps=wanted.steps,
@@ -318,7 +333,7 @@ def tune(recipe: AdaptRecipe) -> None:
                 precision=wanted.precision,
                 checkpoint_every=max(1, wanted.steps // 6),
             ),
-            lora=recipe.lora,
+            lora=None if bag else recipe.lora,
         )
     )
 

@@ -9,12 +9,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-import orjson
 from starlette.responses import Response
 
 from qwen3_embedding.inference.precision import check_precision, to_precision
 from qwen3_embedding.serving.errors import BadRequestError
-from qwen3_embedding.serving.requests import to_json
+from qwen3_embedding.serving.requests import JsonArray, to_json
 from qwen3_embedding.serving.services import unit
 from qwen3_embedding.types import FloatArray, Precision, Vectors
 
@@ -79,7 +78,7 @@ async def json_rows(vectors: Vectors, encoding: Encoding, dress: Callable[[int, 
             return some
         parts.append(to_json(some)[1:-1])
         await asyncio.sleep(0)
-    return orjson.Fragment(b"[" + b",".join(parts) + b"]")
+    return JsonArray(parts)
 
 
 def matrix_response(vectors: Vectors, accept: str) -> Response | None:

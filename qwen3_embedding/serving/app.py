@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 from qwen3_embedding import __version__
 from qwen3_embedding.serving import dialects
 from qwen3_embedding.serving.errors import NoSuchRouteError
+from qwen3_embedding.serving.protocol import write_whole
 from qwen3_embedding.serving.requests import json_response
 from qwen3_embedding.serving.routes import cohere, openai, playground, rerank, tei, vllm
 from qwen3_embedding.serving.routing import MODELS, Run, straight
@@ -90,7 +91,8 @@ class Straight:
             await self._around(scope, receive, send)
             return
         response = await run(Request(scope, receive, send))
-        await response(scope, receive, send)
+        if not write_whole(send, response):
+            await response(scope, receive, send)
 
 
 async def _no_route(request: Request, error: Exception) -> Response:

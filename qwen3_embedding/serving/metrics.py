@@ -41,8 +41,9 @@ class _PlainCounters(Collector):
         self._values: dict[str, dict[tuple[tuple[str, str], ...], float]] = defaultdict(lambda: defaultdict(float))
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        key = tuple(sorted(labels.items()))
         with self._lock:
-            self._values[name][tuple(sorted(labels.items()))] += amount
+            self._values[name][key] += amount
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
@@ -54,28 +55,27 @@ class _PlainCounters(Collector):
             yield metric
 
 
-class _Lengths(Collector):
-    """A histogram that takes many values at once."""
+class _Histogram(Collector):
+    """A histogram that takes many values at once, with one lock for all of them."""
 
-    NAME, TEXT = "te_request_input_length", "Tokens of an input."
-
-    def __init__(self) -> None:
+    def __init__(self, name: str, text: str, bounds: Sequence[float]) -> None:
+        self._name, self._text, self._bounds = name, text, bounds
         self._lock = threading.Lock()
-        self._counts = [0] * (len(_TOKENS) + 1)
+        self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def add(self, lengths: Sequence[int]) -> None:
+    def observe(self, *values: float) -> None:
         with self._lock:
-            self._sum += sum(lengths)
-            for length in lengths:
-                self._counts[bisect_left(_TOKENS, length)] += 1
+            self._sum += sum(values)
+            for value in values:
+                self._counts[bisect_left(self._bounds, value)] += 1
 
     def collect(self) -> Iterator[Metric]:
         with self._lock:
             counts, total = list(accumulate(self._counts)), self._sum
-        bounds = [*(str(float(bound)) for bound in _TOKENS), "+Inf"]
+        bounds = [*(str(float(bound)) for bound in self._bounds), "+Inf"]
         buckets = list(zip(bounds, counts, strict=True))
-        yield HistogramMetricFamily(self.NAME, self.TEXT, buckets=buckets, sum_value=total)
+        yield HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=total)
 
 
 class _QueueGauges(Collector):
@@ -122,21 +122,22 @@ class Metrics:
         registry.register(self._plain)
         registry.register(self._queues)
 
-        def seconds(name: str, text: str) -> Histogram:
-            return Histogram(name, text, registry=registry, buckets=_SECONDS)
+        def histogram(name: str, text: str, bounds: Sequence[float] = _SECONDS) -> _Histogram:
+            made = _Histogram(name, text, bounds)
+            registry.register(made)
+            return made
 
-        self.request_duration = seconds("te_request_duration", "Seconds from a request's arrival to its answer.")
-        self.tokenization_duration = seconds(
+        self.request_duration = histogram("te_request_duration", "Seconds from a request's arrival to its answer.")
+        self.tokenization_duration = histogram(
             "te_request_tokenization_duration", "Seconds of turning texts into tokens."
         )
-        self.queue_duration = seconds("te_request_queue_duration", "Seconds from the submission to the first batch.")
-        self.inference_duration = seconds(
+        self.queue_duration = histogram("te_request_queue_duration", "Seconds from the submission to the first batch.")
+        self.inference_duration = histogram(
             "te_request_inference_duration", "Seconds from the first batch to the last row."
         )
-        self._lengths = _Lengths()
-        registry.register(self._lengths)
-        self.batch_size = Histogram("te_batch_next_size", "Sequences of a batch.", registry=registry, buckets=_COUNTS)
-        self.batch_tokens = Histogram("te_batch_next_tokens", "Tokens of a batch.", registry=registry, buckets=_TOKENS)
+        self._lengths = histogram("te_request_input_length", "Tokens of an input.", _TOKENS)
+        self.batch_size = histogram("te_batch_next_size", "Sequences of a batch.", _COUNTS)
+        self.batch_tokens = histogram("te_batch_next_tokens", "Tokens of a batch.", _TOKENS)
         self.batch_seconds = Histogram(
             "qwen3_batch_duration", "Seconds of a batch.", ["model"], registry=registry, buckets=_SECONDS
         )
@@ -173,7 +174,7 @@ class Metrics:
 
     def inputs(self, model: str, caller: str, lengths: Sequence[int], cut: int) -> None:
         """The inputs of a request were computed: their tokens, and how many were cut."""
-        self._lengths.add(lengths)
+        self._lengths.observe(*lengths)
         self._child(self.tokens, model, caller).inc(sum(lengths))
         self._child(self.truncated, model).inc(cut)
 

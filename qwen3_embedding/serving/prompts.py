@@ -61,6 +61,9 @@ class PromptFields:
     suffix: str | None = None
 
 
+_NOTHING_SAID = PromptFields()
+
+
 def split_suffix(model: str) -> tuple[str, str | None]:
     """``name:query`` to the name and the role's name; a name without such a suffix is left alone."""
     name, colon, suffix = model.rpartition(":")
@@ -73,6 +76,8 @@ def resolve_prompt(fields: PromptFields) -> Prompt:
     Raises:
         BadRequestError: an unknown role, two that contradict each other, or an instruction for a document.
     """
+    if fields == _NOTHING_SAID:
+        return Prompt()
     roles = _roles(fields)
     instruction = resolve_instruction(fields)
     if len(set(roles.values())) > 1:

@@ -17,15 +17,15 @@ same prompt, the same query before many documents) ``compute`` finds itself: it 
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import hashlib
 import math
 import threading
 import time
+from array import array
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -45,9 +45,14 @@ from qwen3_embedding.types import FloatArray, IntArray
 Compute = Callable[[list[list[int]]], FloatArray]
 """Token-id sequences in, float32 of shape (N,) or (N, D) out, in the same order. Runs on the worker thread only."""
 
-MIN_BATCH_TOKENS = 256
+MIN_BATCH_TOKENS = 512
+"""A large model on a slow machine takes longer than it should for these, but smaller batches waste it: all weights pass
+through the processor for each."""
+MIN_BESIDE_QUERIES = 128
 QUERIES_COME_S = 1.0
-"""For so long after a query, batches that hold bulk have a quarter of the tokens: the next query waits for one."""
+"""For so long after a query, batches that hold bulk are smaller: the next query waits for one."""
+BESIDE_QUERIES = 1 / 8
+"""Of the tokens that a batch has otherwise."""
 THREADS = 2
 """Of each worker; see above."""
 BROKEN_AFTER = 2
@@ -107,7 +112,7 @@ class QueueSettings:
         bulk_share: part of a batch that bulk gets beside queries, in [0, 1); without queries it gets all.
         batch_seconds: aim at batches of about this duration, by the measured speed, so that a short query never waits
             long for the batch before it. ``None`` fills every batch up to ``max_batch_tokens``. Either way a batch with
-            bulk has a quarter of that while queries come.
+            bulk has an eighth of that while queries come.
         cache_bytes: keep finished rows up to this size and answer repeated inputs from them; 0 keeps none.
     """
 
@@ -215,10 +220,9 @@ class _Worker:
 
 
 class Ticket:
-    """A submission: await or poll ``future``; ``cancel`` when nobody wants it any more."""
+    """A submission: wait for its ``result`` or be told ``when_done``; ``cancel`` when nobody wants it any more."""
 
     def __init__(self, queue: TokenQueue, n: int, deadline: float | None) -> None:
-        self.future: Future[FloatArray] = Future()
         self.submitted_at = time.monotonic()
         self.started_at: float | None = None
         self.finished_at: float | None = None
@@ -232,6 +236,11 @@ class Ticket:
         self._n = n
         self._remaining = n
         self._jobs: list[_Job] = []
+        # A Future of the standard library costs a short text as much as its place in the queue.
+        self._guard = threading.Lock()
+        self._outcome: FloatArray | BaseException | None = None
+        self._tell: Callable[[Ticket], None] | None = None
+        self._waiting: threading.Event | None = None
 
     @property
     def queue_seconds(self) -> float:
@@ -252,7 +261,28 @@ class Ticket:
             ServingError: what went wrong.
             TimeoutError: not there after ``timeout`` seconds; the ticket goes on.
         """
-        return self.future.result(timeout)
+        with self._guard:
+            if self._outcome is None and self._waiting is None:
+                self._waiting = threading.Event()
+        if self._outcome is None and self._waiting is not None and not self._waiting.wait(timeout):
+            raise TimeoutError(f"no result after {timeout} seconds")
+        if isinstance(self._outcome, BaseException):
+            raise self._outcome
+        assert self._outcome is not None
+        return self._outcome
+
+    @property
+    def outcome(self) -> FloatArray | BaseException | None:
+        """Rows or what went wrong; ``None`` while neither is there."""
+        return self._outcome
+
+    def when_done(self, tell: Callable[[Ticket], None]) -> None:
+        """Call ``tell`` once, as soon as there is an outcome: in the queue's thread, or at once. One can be told."""
+        with self._guard:
+            if self._outcome is None:
+                self._tell = tell
+                return
+        tell(self)
 
     def cancel(self) -> None:
         """Leave the queue. What only this ticket wanted and has not begun is not computed."""
@@ -267,15 +297,23 @@ class Ticket:
         return self._remaining == 0
 
     def _finish(self) -> None:
-        self.finished_at = time.monotonic()
         assert self._rows is not None
-        with contextlib.suppress(InvalidStateError):  # cancelled or failed between its last row and here
-            self.future.set_result(self._rows)
+        self._settle(self._rows)
 
     def _fail(self, error: BaseException) -> None:
-        self.finished_at = time.monotonic()
-        with contextlib.suppress(InvalidStateError):  # it already has its answer
-            self.future.set_exception(error)
+        self._settle(error)
+
+    def _settle(self, outcome: FloatArray | BaseException) -> None:
+        """The first outcome counts: a ticket can be cancelled or fail between its last row and here."""
+        with self._guard:
+            if self._outcome is not None:
+                return
+            self.finished_at = time.monotonic()
+            self._outcome = outcome
+        if self._waiting is not None:
+            self._waiting.set()
+        if self._tell is not None:
+            self._tell(self)
 
 
 class _FairLane:
@@ -417,11 +455,11 @@ class TokenQueue:
         """
         if not sequences or not all(sequences):
             raise EmptyInputError("nothing to compute: got no input, or one without tokens")
-        arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
-        keys = [hashlib.blake2b(array.tobytes(), digest_size=32).digest() for array in arrays]
+        arrays = [array("q", sequence) for sequence in sequences]
+        keys = [hashlib.blake2b(ids, digest_size=32).digest() for ids in arrays]
         ticket = Ticket(self, len(sequences), deadline)
         ticket.tokens = sum(map(len, sequences))
-        shared = common_prefix(arrays)
+        shared = common_prefix([np.frombuffer(ids, dtype=np.int64) for ids in arrays]) if len(arrays) > 1 else 0
         with self._lock:
             finished = self._admit(ticket, dict(zip(keys, sequences, strict=True)), keys, shared, lane, caller)
             if self._waiting_sequences:
@@ -500,7 +538,7 @@ class TokenQueue:
         """Queue what is new of a submission, join what is under way. True if everything was cached."""
         if not self._accepting:
             raise UnavailableError(f"{self.name} is shutting down; try again later", retry_after_s=5.0)
-        if all(worker.failed_starts >= BROKEN_AFTER for worker in self._workers):
+        if self._workers[0].failed_starts and all(worker.failed_starts >= BROKEN_AFTER for worker in self._workers):
             raise self._broken()
         cached: dict[bytes, FloatArray] = {}
         new: dict[bytes, list[int]] = {}
@@ -525,8 +563,9 @@ class TokenQueue:
             self._waiting_tokens += job.cost
             self._waiting_sequences += 1
         ticket.computed = len(new)
-        self._cache_hits += sum(key in cached for key in keys)
-        self._joined += sum(key not in cached for key in keys) - len(new)
+        hits = sum(key in cached for key in keys) if cached else 0
+        self._cache_hits += hits
+        self._joined += len(keys) - hits - len(new)
         finished = False
         for row_number, key in enumerate(keys):
             if key in cached:
@@ -572,9 +611,7 @@ class TokenQueue:
     def _cancel(self, ticket: Ticket) -> None:
         with self._lock:
             self._leave(ticket)
-        ticket.future.cancel()
-        if not ticket.future.done():  # pragma: no cover - Future.cancel refuses only a running future; ours never is
-            ticket._fail(CancelledError())
+        ticket._fail(CancelledError())
 
     def _leave(self, ticket: Ticket) -> None:
         """Take a ticket out of all its jobs; jobs nobody waits for any more leave the queue."""
@@ -735,7 +772,7 @@ class TokenQueue:
         if query.peek() is not None:
             self._last_query = time.monotonic()
         if bulk_waits and time.monotonic() - self._last_query < QUERIES_COME_S:
-            budget = max(budget // 4, min(budget, MIN_BATCH_TOKENS))
+            budget = self._budget(worker, BESIDE_QUERIES)
         picker = _Picker(budget)
         if self._bulk_passed_over:
             # Its next job did not fit beside the queries last time: it goes first, once.
@@ -747,10 +784,13 @@ class TokenQueue:
         picker.fill(query, budget)
         return picker.batch
 
-    def _budget(self, worker: _Worker) -> int:
+    def _budget(self, worker: _Worker, share: float = 1.0) -> int:
+        """Tokens of the next batch: this share of a full one."""
         rate, seconds, most = self._rate(), self.settings.batch_seconds, self.settings.max_batch_tokens
         if seconds is not None and rate > 0:
             most = int(min(max(rate * seconds, MIN_BATCH_TOKENS), most))
+        if share < 1:
+            most = max(int(most * share), min(most, MIN_BESIDE_QUERIES))
         idle = sum(other.alive and not other.busy for other in self._workers if other is not worker)
         if idle and not self._closed:
             # What waits is shared out, so that no worker stands by while another takes it all.
@@ -886,10 +926,10 @@ def common_prefix(arrays: Sequence[IntArray]) -> int:
     """Tokens at the beginning that all sequences share, short of the shortest by one; 0 for a single sequence."""
     if len(arrays) < 2:
         return 0
-    n = min(len(array) for array in arrays) - 1
+    n = min(map(len, arrays)) - 1
     first = arrays[0][:n]
-    for array in arrays[1:]:
-        different = np.flatnonzero(array[:n] != first[:n])
+    for other in arrays[1:]:
+        different = np.flatnonzero(other[:n] != first[:n])
         if different.size:
             n = int(different[0])
             if n == 0:

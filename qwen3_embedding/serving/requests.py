@@ -17,6 +17,7 @@ import orjson
 from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from qwen3_embedding.serving.auth import Caller, Keys
 from qwen3_embedding.serving.dialects import Dialect
@@ -188,7 +189,7 @@ def endpoint(
         finally:
             host.metrics.in_flight -= 1
         # Straight into the list: setting each by name would search all of them each time.
-        response.raw_headers.extend((name.encode(), value.encode()) for name, value in call.headers().items())
+        response.raw_headers += [(name.encode(), value.encode()) for name, value in call.headers().items()]
         account(call, str(response.status_code), error)
         return response
 
@@ -273,11 +274,12 @@ async def read_json(call: Call) -> dict[str, Any]:
     length = call.metadata.get("content-length", "")
     if length.isascii() and length.isdigit() and int(length[:19]) > most:
         raise TooLargeError(f"the body has {length[:19]} bytes, and this server takes {most} at most")
-    try:
-        async with asyncio.timeout(patience):
+    with Lookout.of_running_loop().over_this_task(None, time.monotonic() + patience) as watched:
+        try:
             raw = await _collect(call.request, most)
-    except TimeoutError:
-        raise RequestTimeoutError(f"the body did not arrive within {patience:g} seconds") from None
+        except asyncio.CancelledError:
+            watched.stopped(RequestTimeoutError(f"the body did not arrive within {patience:g} seconds"))
+            raise
     try:
         parsed = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -288,13 +290,17 @@ async def read_json(call: Call) -> dict[str, Any]:
 
 
 async def _collect(request: Request, most: int) -> bytes:
-    parts, size = [], 0
-    async for part in request.stream():
+    parts, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part, more = message.get("body", b""), message.get("more_body", False)
         size += len(part)
         if size > most:
             raise TooLargeError(f"the body is larger than the {most} bytes that this server takes")
         parts.append(part)
-    return b"".join(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 def parse(call: Call, raw: dict[str, Any], model: type[Body]) -> Body:
@@ -320,68 +326,145 @@ async def unless_gone(call: Call, work: Awaitable[T]) -> T:
     Raises:
         ClientGoneError, DeadlineError: given up.
     """
-    departures = Departures.of_running_loop()
-    task = asyncio.current_task()
-    assert task is not None
-    left = None if call.work.deadline is None else max(call.work.deadline - time.monotonic(), 0.0)
-    departures.watch(task, call.request)
-    try:
-        async with asyncio.timeout(left):
+    with Lookout.of_running_loop().over_this_task(call.request, call.work.deadline) as watched:
+        try:
             return await work
-    except asyncio.CancelledError:
-        if task not in departures.gone:
+        except asyncio.CancelledError:
+            watched.stopped(
+                DeadlineError("the answer was not there in time; ask for less at once, or allow more time"),
+                ClientGoneError("the client left before the answer was there"),
+            )
             raise
-        raise ClientGoneError("the client left before the answer was there") from None
-    except TimeoutError:
-        raise DeadlineError("the answer was not there in time; ask for less at once, or allow more time") from None
-    finally:
-        departures.forget(task)
 
 
-class Departures(PerLoop):
-    """Cancels the work for clients that left: one task looks at the requests of an event loop, a few times a second.
+class Watched:
+    """A task under the look-out: until when, and for which client."""
 
-    A task for each request would cost more than most requests take.
+    __slots__ = ("_lookout", "_task", "deadline", "gone", "late", "request")
+
+    def __init__(self, lookout: Lookout, request: Request | None, deadline: float | None) -> None:
+        self._lookout = lookout
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self.request, self.deadline = request, deadline
+        self.late = self.gone = False
+
+    def __enter__(self) -> Watched:
+        self._lookout.watched.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lookout.watched.discard(self)
+
+    def stop(self, *, late: bool = False) -> None:
+        """Cancel the task, once: its time is over, or its client left."""
+        if not self.late and not self.gone:
+            self.late, self.gone = late, not late
+            self._task.cancel()
+
+    def stopped(self, if_late: ServingError, if_gone: ServingError | None = None) -> None:
+        """Turn the task's cancellation into the error that says why.
+
+        Raises:
+            ServingError: if the look-out cancelled it; else somebody else did, and that goes on.
+        """
+        error = if_late if self.late else if_gone if self.gone else None
+        if error is not None:
+            self._task.uncancel()
+            raise error from None
+
+
+class Lookout(PerLoop):
+    """Cancels the work whose client left or whose time is over: one task looks at the requests of an event loop, a few
+    times a second.
+
+    A task and a timer for each request would cost more than most requests take. Waiting for rows has its own timer.
     """
 
     EVERY_S = 0.2
 
     def __init__(self) -> None:
-        self.gone: set[asyncio.Task[Any]] = set()
-        """Cancelled because their client left."""
-        self._watched: dict[asyncio.Task[Any], Request] = {}
+        self.watched: set[Watched] = set()
         self._looking: asyncio.Task[None] | None = None
 
-    def watch(self, task: asyncio.Task[Any], request: Request) -> None:
-        """Cancel ``task`` when the client of ``request``, whose body has been read, leaves."""
-        self._watched[task] = request
+    def over_this_task(self, request: Request | None, deadline: float | None) -> Watched:
+        """While the context is open, cancel the running task after ``deadline`` (``time.monotonic()``), or when the
+        client of ``request``, whose body has been read, leaves."""
         if self._looking is None:
             self._looking = asyncio.create_task(self._look())
-
-    def forget(self, task: asyncio.Task[Any]) -> None:
-        """The task is over."""
-        self._watched.pop(task, None)
-        self.gone.discard(task)
+        return Watched(self, request, deadline)
 
     async def _look(self) -> None:
-        known: set[asyncio.Task[Any]] = set()
+        known: set[Watched] = set()
+        idle = 0
         try:
-            while self._watched:
+            while idle < 2:
                 await asyncio.sleep(self.EVERY_S)
+                idle = 0 if self.watched else idle + 1
+                now = time.monotonic()
+                for watched in list(self.watched):
+                    if watched.deadline is not None and watched.deadline <= now:
+                        watched.stop(late=True)
                 # Looking costs a tenth of a short request: those that came since the last time are left until the next.
-                old = [(task, request) for task, request in self._watched.items() if task in known]
-                known = set(self._watched)
-                for task, request in old:
-                    if await request.is_disconnected() and task in self._watched and task not in self.gone:
-                        self.gone.add(task)
-                        task.cancel()
+                old = self.watched & known
+                known = set(self.watched)
+                for watched in old:
+                    left = watched.request is not None and await watched.request.is_disconnected()
+                    if left and watched in self.watched:
+                        watched.stop()
         finally:
             self._looking = None
 
 
+class JsonArray:
+    """An array that is JSON already, in parts: its elements, separated by commas within each part."""
+
+    def __init__(self, parts: list[bytes]) -> None:
+        self.parts = parts
+
+
+class Piecewise(Response):
+    """An answer of megabytes: its pieces are sent one by one, as fast as the client takes them."""
+
+    def __init__(self, pieces: list[bytes], status: int, media_type: str) -> None:
+        length = {"content-length": str(sum(map(len, pieces)))}
+        super().__init__(status_code=status, headers=length, media_type=media_type)
+        self.pieces = pieces
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for piece in self.pieces:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b""})
+
+
+_PLACE = b"\xff"
+"""Where an array's parts go; no byte of UTF-8."""
+
+
 def json_response(body: Any, status: int = 200) -> Response:
-    """JSON, numpy arrays included."""
-    return Response(to_json(body), status, media_type="application/json")
+    """JSON, numpy arrays included. What has a :class:`JsonArray` in it is sent in pieces."""
+    arrays: list[JsonArray] = []
+
+    def put_off(value: Any) -> orjson.Fragment:
+        if not isinstance(value, JsonArray):
+            raise TypeError(f"{type(value).__name__} is not JSON")
+        arrays.append(value)
+        return orjson.Fragment(_PLACE)
+
+    text = orjson.dumps(body, default=put_off, option=orjson.OPT_SERIALIZE_NUMPY)
+    if not arrays:
+        return Response(text, status, media_type="application/json")
+    first, *others = text.split(_PLACE)
+    pieces = [first]
+    for array, behind in zip(arrays, others, strict=True):
+        pieces += [b"," + part for part in array.parts]
+        pieces[-len(array.parts)] = b"[" + array.parts[0]
+        pieces.append(b"]" + behind)
+    return Piecewise(pieces, status, "application/json")
 
 
 def to_json(body: Any) -> bytes:

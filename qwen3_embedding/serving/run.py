@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import gc
 import json
 import logging
@@ -14,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from qwen3_embedding.serving.app import create_app
+from qwen3_embedding.serving.protocol import protocol
 from qwen3_embedding.serving.server import Server
 
 SWITCH_S = 0.0005
@@ -42,6 +43,8 @@ def run(server: Server, address: Address, log_level: str = "info", rpc_port: int
     """
     configure_logs(log_level)
     sys.setswitchinterval(SWITCH_S)
+    with contextlib.suppress(ImportError):
+        import anyio._backends._asyncio  # noqa: F401  # or the first look for clients that left stops all for 30 ms
     app = create_app(server, None if rpc_port is None else (address.host, rpc_port))
     gc.collect()
     gc.freeze()  # or the collector walks all that was imported, tens of milliseconds, while requests wait
@@ -53,53 +56,15 @@ def uvicorn_config(app: FastAPI, server: Server, **options: Any) -> uvicorn.Conf
     """How uvicorn runs the application; ``options`` are uvicorn's own (host, port)."""
     return uvicorn.Config(
         app.middleware_stack or app,  # the application itself would only pass every request on to it
-        http=_protocol(server.settings.body_timeout_s),
+        http=protocol(server.settings.body_timeout_s),
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # no route asks for the client's address
         timeout_keep_alive=75,
         timeout_graceful_shutdown=int(server.settings.drain_s) + 1,
         **options,
     )
-
-
-def _protocol(patience_s: float) -> Any:
-    """uvicorn's httptools protocol that closes connections whose headers dawdle; plain where httptools is missing."""
-    try:
-        from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-    except ImportError:
-        return "auto"
-
-    class Patient(HttpToolsProtocol):
-        """Closes a connection that has begun, or been given, and does not finish its headers in time."""
-
-        _late: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            self._await_headers()
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._await_headers()
-
-        def on_headers_complete(self) -> None:
-            self._stop_waiting()
-            super().on_headers_complete()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._stop_waiting()
-            super().connection_lost(exc)
-
-        def _await_headers(self) -> None:
-            self._stop_waiting()
-            self._late = self.loop.call_later(patience_s, self.transport.close)
-
-        def _stop_waiting(self) -> None:
-            if self._late is not None:
-                self._late.cancel()
-
-    return Patient
 
 
 class _Uvicorn(uvicorn.Server):

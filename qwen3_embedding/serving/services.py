@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import CancelledError, Executor
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -333,15 +333,15 @@ class Mailbox(PerLoop):
     def __init__(self) -> None:
         self._loop = weakref.ref(asyncio.get_running_loop())
         self._lock = threading.Lock()
-        self._arrived: list[tuple[asyncio.Future[FloatArray], Future[FloatArray]]] = []
+        self._arrived: list[tuple[asyncio.Future[FloatArray], Ticket]] = []
 
     def delivered(self, ticket: Ticket) -> asyncio.Future[FloatArray]:
         """The ticket's rows or error, for the event loop."""
         waiter: asyncio.Future[FloatArray] = asyncio.get_running_loop().create_future()
-        ticket.future.add_done_callback(partial(self._arrive, waiter))
+        ticket.when_done(partial(self._arrive, waiter))
         return waiter
 
-    def _arrive(self, waiter: asyncio.Future[FloatArray], finished: Future[FloatArray]) -> None:
+    def _arrive(self, waiter: asyncio.Future[FloatArray], finished: Ticket) -> None:
         with self._lock:
             self._arrived.append((waiter, finished))
             if len(self._arrived) > 1:
@@ -355,11 +355,12 @@ class Mailbox(PerLoop):
         with self._lock:
             arrived, self._arrived = self._arrived, []
         for waiter, finished in arrived:
-            if waiter.done():
+            outcome = finished.outcome
+            if waiter.done() or outcome is None:
                 continue
-            if finished.cancelled():
+            if isinstance(outcome, CancelledError):
                 waiter.cancel()
-            elif (error := finished.exception()) is not None:
-                waiter.set_exception(error)
+            elif isinstance(outcome, BaseException):
+                waiter.set_exception(outcome)
             else:
-                waiter.set_result(finished.result())
+                waiter.set_result(outcome)

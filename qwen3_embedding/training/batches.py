@@ -131,6 +131,8 @@ class Batches:
             if stretch is not None:
                 query = np.concatenate([prefix, stretch])
                 query_hash = int(rng.integers(2**62))  # a new text, equal to no other
+        elif prefix is not None and source.hide and rng.random() < source.hide:
+            document = without_common_run(query[len(prefix) :], document, settings.hide_tokens)
         negatives = self._negatives(store, record, task, rng)
         return _Example(
             query=self._finish(query, settings.max_query_tokens, 0.0, rng),
@@ -179,6 +181,25 @@ class _Example:
     query_hash: int
     positive_hashes: list[int]
     negative_hashes: list[int]
+
+
+def without_common_run(query: Ids, document: Ids, shortest: int) -> Ids:
+    """The document without the longest run of tokens that the query has as well, of several the first.
+
+    Left as it is where that run is shorter than ``shortest``, or is all of the document.
+    """
+    best, end = 0, 0
+    ending_here_T = np.zeros(len(document) + 1, dtype=np.int32)
+    for token in query:
+        # How long a common run ends with this token of the query and each of the document: one more than at the two
+        # tokens before them.
+        ending_here_T[1:] = np.where(document == token, ending_here_T[:-1] + 1, 0)
+        at = int(ending_here_T.argmax())
+        if ending_here_T[at] > best:
+            best, end = int(ending_here_T[at]), at
+    if best < shortest or best == len(document):
+        return document
+    return np.concatenate([document[: end - best], document[end:]])
 
 
 def _padded(rows: Sequence[list[int]]) -> IntArray:

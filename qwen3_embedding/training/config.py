@@ -34,9 +34,12 @@ class SourceSettings:
     """Share of pairs whose query is replaced by a stretch of the positive (the inverse cloze task)."""
     window: float = 0.0
     """Share of over-long documents cut at a random place instead of at the beginning."""
+    hide: float = 0.0
+    """Share of pairs whose positive is read without the longest run of tokens that it has in common with the query: of
+    queries that copy, which teach little but to find the copy (as the inverse cloze task hides its sentence)."""
 
     def __post_init__(self) -> None:
-        for name in ("swap", "crop", "window"):
+        for name in ("swap", "crop", "window", "hide"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}={getattr(self, name)}; wanted a share from 0 to 1")
         for name in ("weight", "cap", "batch_size"):
@@ -65,6 +68,8 @@ class DataSettings:
     """Shortest and longest stretch that ``crop`` takes."""
     crop_removed: float = 0.5
     """Share of crops that are taken out of the document."""
+    hide_tokens: int = 3
+    """Shortest run that ``hide`` takes out."""
     cache: Path = Path("runs/token-cache")
     """Where token ids are kept, by hash of what they were made from."""
 
@@ -75,6 +80,8 @@ class DataSettings:
             raise ValueError(f"batch_size={self.batch_size}; wanted at least 2")
         if self.negatives < 0:
             raise ValueError(f"negatives={self.negatives}; wanted at least 0")
+        if self.hide_tokens < 1:
+            raise ValueError(f"hide_tokens={self.hide_tokens}; wanted at least 1")
         if not 1 <= self.crop_tokens[0] <= self.crop_tokens[1]:
             raise ValueError(f"crop_tokens={self.crop_tokens}; wanted shortest and longest, at least 1")
 

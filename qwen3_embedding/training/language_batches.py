@@ -115,7 +115,7 @@ class LanguageBatches:
         Raises:
             DataError: a setting that says nothing here, or unreadable data.
         """
-        for name in ("swap", "crop", "instruction"):
+        for name in ("swap", "crop", "hide", "instruction"):
             if getattr(source, name):
                 raise DataError(f"{source.path}: {name} means nothing to a language model; leave it out")
         store = open_texts(source, self.learning.learn, self._folder, self.settings.cache, self.seed)

@@ -83,6 +83,14 @@ def word_vectors(backbone: Backbone) -> Tensor:
     return vectors_VW
 
 
+def sums_words(backbone: Backbone) -> bool:
+    """Whether a backbone is one of :func:`write_words`: its final norm shuts the last dimensions.
+
+    Its layers have gains that small steps wreck, so what is trained of it is the table (``kind = "bag"``).
+    """
+    return not backbone.norm.weight[-SPECIAL_DIMENSIONS:].any()
+
+
 def one_token(tokenizer: Tokenizer, text: str) -> int:
     """The id of a text that has to be one token.
 

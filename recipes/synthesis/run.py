@@ -73,6 +73,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=30, help="of every embedder")
     parser.add_argument("--batch-size", type=int, default=512, help="pairs of a step")
     parser.add_argument(
+        "--hide",
+        type=float,
+        default=1.0,
+        help="share of pairs whose document is read without what the query copies from it, crops alike",
+    )
+    parser.add_argument(
         "--learning-rate", type=float, default=1e-4, help="of matrices; one that sums words trains none"
     )
     parser.add_argument(
@@ -159,7 +165,7 @@ def run_corpus(options: argparse.Namespace) -> dict[str, Any]:
     from qwen3_embedding.evaluation.collection import read_collection, read_info
     from qwen3_embedding.synthesis.ledger import read_pairs
 
-    names = ("documents", "queries_each", "steps", "batch_size", "learning_rate", "table_rate", "seed")
+    names = ("documents", "queries_each", "steps", "batch_size", "learning_rate", "table_rate", "seed", "hide")
     claim(options.out / options.corpus, {name: getattr(options, name) for name in names})
     folder = options.data / "eval" / options.corpus
     collection, info = read_collection(folder), read_info(folder)
@@ -301,16 +307,18 @@ def write_variant(
 
 def train_embedder(records: Path, name: str, seed: int, options: argparse.Namespace, out: Path) -> Path:
     """Stage 5: the embedder, trained on the records and nothing else."""
+    from qwen3_embedding.model.weights import load_backbone
     from qwen3_embedding.training.config import parse_settings
     from qwen3_embedding.training.trainer import train
+    from qwen3_embedding.training.words import sums_words
 
     output = out / "embedders" / f"{records.stem}-{seed}"
     if output.exists():
         return output
-    source: dict[str, Any] = {"path": str(records)}
+    source: dict[str, Any] = {"path": str(records), "hide": options.hide}
     if name == "crops":
         source |= {"crop": 1.0, "window": 1.0}
-    sums = sums_words(options.embedder)
+    sums = sums_words(load_backbone(options.embedder)[0])
     table_rate = options.table_rate or (0.1 if sums else 4e-3)
     settings: dict[str, Any] = {
         "kind": "embedder",
@@ -322,6 +330,7 @@ def train_embedder(records: Path, name: str, seed: int, options: argparse.Namesp
             "max_query_tokens": 64,
             "max_document_tokens": 512,
             "by_language": False,
+            "crop_removed": options.hide,
             "cache": str(options.out / "token-cache"),
         },
         "loss": {"temperature": 0.05, "query_query": False, "document_document": False},
@@ -345,16 +354,6 @@ def train_embedder(records: Path, name: str, seed: int, options: argparse.Namesp
         del settings["run"]["kept_tokens"]
     train(parse_settings(settings), show=False)
     return output
-
-
-def sums_words(embedder: Path) -> bool:
-    """Whether a checkpoint's layers only sum words (``training/words.py``): then its words alone are trained."""
-    sys.path.insert(0, str(HERE))
-    from start import sums_words as sums
-
-    from qwen3_embedding.model.weights import load_backbone
-
-    return bool(sums(load_backbone(embedder)[0]))
 
 
 def measure(model: Path, collection: Collection, instruction: str | None) -> dict[str, float]:

@@ -27,7 +27,7 @@ from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.layers import Layer, SelfAttention
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training.export import export_language_model
-from qwen3_embedding.training.words import SPECIAL_DIMENSIONS, silence, steady_places, word_vectors
+from qwen3_embedding.training.words import SPECIAL_DIMENSIONS, silence, steady_places, sums_words, word_vectors
 
 HEAD_DIM = 64
 SLOT = 64
@@ -153,11 +153,6 @@ def fitted(words_VW: Tensor, width: int) -> Tensor:
         return nn.functional.pad(words_VW, (0, width - words_VW.shape[1]))
     _, axes_WW = torch.linalg.eigh(words_VW.T @ words_VW)
     return words_VW @ axes_WW[:, -width:]
-
-
-def sums_words(embedder: Backbone) -> bool:
-    """Whether the final norm shuts the last dimensions, as ``training/words.py`` writes it."""
-    return not embedder.norm.weight[-SPECIAL_DIMENSIONS:].any()
 
 
 def look_back(attention: SelfAttention, seen_SW: Tensor, turn_SS: Tensor, theta: float) -> None:

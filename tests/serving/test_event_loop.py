@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 import numpy as np
@@ -22,7 +22,7 @@ from qwen3_embedding.serving.auth import Caller
 from qwen3_embedding.serving.errors import ComputeError
 from qwen3_embedding.serving.metrics import _TOKENS, Metrics
 from qwen3_embedding.serving.queue import QueueSettings, TokenQueue
-from qwen3_embedding.serving.requests import json_response
+from qwen3_embedding.serving.requests import Piecewise, json_response
 from qwen3_embedding.serving.server import Server
 from qwen3_embedding.serving.services import Mailbox, Work
 from qwen3_embedding.serving.settings import ServerSettings
@@ -37,7 +37,12 @@ if TYPE_CHECKING:
 def test_many_rows_are_written_as_few_are(encoding: Encoding, count: int) -> None:
     vectors = np.random.default_rng(0).standard_normal((count, 8)).astype(np.float32)
     rows = asyncio.run(json_rows(vectors, encoding, lambda index, value: {"index": index, "embedding": value}))
-    data = orjson.loads(json_response({"data": rows}).body)["data"]
+    answer = json_response({"first": 1, "data": rows, "twice": [rows], "last": "\u00ff"})
+    body = answer.body if count <= 64 else b"".join(cast(Piecewise, answer).pieces)
+    assert answer.headers["content-length"] == str(len(body))
+    whole = orjson.loads(body)
+    data = whole["data"]
+    assert (whole["first"], whole["twice"], whole["last"]) == (1, [data], "\u00ff")
     assert [row["index"] for row in data] == list(range(count))
     read = [
         np.frombuffer(base64.b64decode(row["embedding"]), dtype="<f4") if encoding == "base64" else row["embedding"]

@@ -12,7 +12,7 @@ import pytest
 
 from qwen3_embedding import Embedder
 from qwen3_embedding.config import load_toml
-from qwen3_embedding.data import read_records, write_records
+from qwen3_embedding.data import Record, read_records, write_records
 from qwen3_embedding.errors import ConfigError, DataError
 from tests.synthesis.support import served, serving, write_documents
 
@@ -185,3 +185,29 @@ def test_the_shipped_recipe_loads(adapt: ModuleType) -> None:
     assert settings.synthesis.encoder is not None
     assert settings.synthesis.encoder.model == settings.base
     assert settings.lora.rank == 32
+
+
+def test_of_a_base_that_sums_words_the_table_is_trained(
+    adapt: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Steps that teach other layers destroy its own (``training/words.py``)."""
+    path = write_recipe(tmp_path, Path("nano-embedding"), "http://127.0.0.1:1/v1")
+    path.write_text(path.read_text().replace("learning_rate = 1e-3\n", ""))
+    recipe = load_toml(path, adapt.AdaptRecipe)
+    records = [
+        Record(f"where is light {number}", (f"Light {number} stands on a northern reef.",), "retrieval", "x")
+        for number in range(16)
+    ]
+    write_records(recipe.out / "mined.jsonl", records)
+    adapt.tune(recipe)
+    adapt.merge(recipe)
+    assert "sums words" in capsys.readouterr().err
+    assert not (recipe.out / "tuned" / "adapter").exists()
+    text = ["where is the northern light"]
+    base, tuned, merged = (
+        Embedder.from_pretrained(folder, dtype="float32").embed_documents(text)[0]
+        for folder in ("nano-embedding", recipe.out / "tuned", recipe.out / "model")
+    )
+    assert 0.9 < base @ tuned < 1 - 1e-5  # three steps move it a little; through its layers they would wreck it
+    assert base @ merged > base @ tuned
+    assert tuned @ merged > base @ tuned

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from qwen3_embedding.data import Record, text_hash, write_records
 from qwen3_embedding.errors import ConfigError, DataError
 from qwen3_embedding.inputs.tokenizer import Tokenizer
-from qwen3_embedding.training.batches import Batches
+from qwen3_embedding.training.batches import Batches, without_common_run
 from qwen3_embedding.training.config import DataSettings, SourceSettings, load_settings
 from tests.training.support import pair_records, settings, write_sources
 
@@ -119,6 +121,49 @@ def test_crops_are_stretches_of_the_document(tmp_path: Path, embedder_folder: Pa
         assert 3 <= len(stretch) <= 5
         assert any(document[at : at + len(stretch)].tolist() == stretch for at in range(len(document)))
     assert len(set(batch.items.query_ids.tolist())) == 8
+
+
+def test_what_a_query_copies_is_hidden_in_its_document(tmp_path: Path, embedder_folder: Path) -> None:
+    tokenizer = Tokenizer.from_folder(embedder_folder)
+    text = "red one two three four five six blue"
+    records = [
+        Record("who saw two three four five?", (text,), "retrieval", "made"),
+        Record("nothing like it", (text,), "retrieval", "made"),
+        Record(text, (text,), "retrieval", "made"),
+    ]
+    long: dict[str, Any] = {"hide_tokens": 4, "batch_size": 3, "max_document_tokens": 90}
+    plain = batches(tmp_path, embedder_folder, records, **long).batch(0)
+    hidden = batches(tmp_path, embedder_folder, records, {"hide": 1.0}, **long).batch(0)
+    whole = tokenizer.encode_documents([text]).ids[0]
+    assert plain.records.tolist() == hidden.records.tolist()
+    assert [query.tolist() for query in plain.queries] == [query.tolist() for query in hidden.queries]
+    assert plain.items.positive_ids.tolist() == hidden.items.positive_ids.tolist()
+    for row, before, after in zip(hidden.records.tolist(), plain.positives, hidden.positives, strict=True):
+        assert before.tolist() == whole
+        if row == 0:
+            assert tokenizer.decode(after[:-1].tolist()) == "red one six blue"
+        else:  # no common run that is long enough, or nothing else in the document
+            assert after.tolist() == whole
+
+
+def test_the_longest_common_run_is_what_the_library_finds() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        query, document = (rng.integers(0, 4, rng.integers(1, size)).astype(np.int32) for size in (12, 30))
+        found = SequenceMatcher(None, query.tolist(), document.tolist(), autojunk=False).find_longest_match()
+        left = without_common_run(query, document, 2)
+        if found.size < 2 or found.size == len(document):
+            assert left is document
+            continue
+        assert len(left) == len(document) - found.size
+        cut = next(at for at in range(len(left) + 1) if at == len(left) or left[at] != document[at])
+        starts = range(max(0, cut - found.size), cut + 1)
+        own = query.tolist()
+        assert any(
+            np.array_equal(left, np.delete(document, slice(at, at + found.size)))
+            and any(own[b : b + found.size] == document[at : at + found.size].tolist() for b in range(len(own)))
+            for at in starts
+        )
 
 
 def test_an_instruction_of_the_source_replaces_the_records(tmp_path: Path, embedder_folder: Path) -> None:
