@@ -90,6 +90,7 @@ def _server(
     from qwen3_embedding.optional import require
 
     require("httpx", extra="serve")
+    require("aiohttp", extra="serve")
     from qwen3_embedding.serving.anyserver import AnyServer
     from qwen3_embedding.serving.load import LoadSettings, measure_load
     from qwen3_embedding.serving.loadplot import write_plot

@@ -11,12 +11,13 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-import httpx
+import aiohttp
 import numpy as np
+import orjson
 
 from qwen3_embedding.errors import RemoteError
 from qwen3_embedding.serving.anyserver import AnyServer, EmbedRoute, RerankRoute
@@ -132,6 +133,17 @@ def measure_load(
     return asyncio.run(_Sweep(server, route, settings).all(progress))
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+
 class _Sweep:
     def __init__(self, server: AnyServer, route: EmbedRoute | RerankRoute, settings: LoadSettings) -> None:
         self.server, self.route, self.settings = server, route, settings
@@ -142,8 +154,14 @@ class _Sweep:
     async def all(self, progress: Callable[[int, int], None] | None) -> Load:
         settings, runs, left_out = self.settings, [], []
         wanted = [(tokens, concurrency) for tokens in settings.tokens for concurrency in settings.concurrency]
-        limits = httpx.Limits(max_connections=max(settings.concurrency), max_keepalive_connections=None)
-        async with httpx.AsyncClient(headers=self.server.headers, timeout=settings.timeout_s, limits=limits) as http:
+        # With 64 requests under way httpx would be the one that is measured: it carries 250 a second, aiohttp 1,800.
+        async with aiohttp.ClientSession(
+            headers={**self.server.headers, "content-type": "application/json"},
+            connector=aiohttp.TCPConnector(limit=max(settings.concurrency)),
+            timeout=aiohttp.ClientTimeout(settings.timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=True,
+        ) as http:
             await self._calibrate(http)
             until = time.monotonic() + settings.total_s
             for number, (tokens, concurrency) in enumerate(wanted):
@@ -165,13 +183,14 @@ class _Sweep:
             left_out,
         )
 
-    async def _calibrate(self, http: httpx.AsyncClient) -> None:
+    async def _calibrate(self, http: aiohttp.ClientSession) -> None:
         """Learn how many tokens a word is, from two texts of known length."""
         counts = []
         for words in (20, 120):
             answer = await self._post(http, self._body(words, one=True))
             if not answer.is_success:
-                raise RemoteError(f"{self.server.url}{self.route.path}: {answer.status_code}: {answer.text[:200]}")
+                text = answer.content[:200].decode(errors="replace")
+                raise RemoteError(f"{self.server.url}{self.route.path}: {answer.status}: {text}")
             counts.append(_tokens_of(answer))
         short, long = counts
         if short is None or long is None or long <= short:
@@ -179,7 +198,7 @@ class _Sweep:
         else:
             self.words_a_token = 100 / (long - short)
 
-    async def _run(self, http: httpx.AsyncClient, tokens: int, concurrency: int, until: float) -> Run:
+    async def _run(self, http: aiohttp.ClientSession, tokens: int, concurrency: int, until: float) -> Run:
         settings, words = self.settings, max(1, round(tokens * self.words_a_token))
         latencies: list[float] = []
         errors: Counter[str] = Counter()
@@ -195,7 +214,7 @@ class _Sweep:
                 asked = time.monotonic()
                 try:
                     answer = await self._post(http, body)
-                except httpx.HTTPError as error:
+                except (aiohttp.ClientError, TimeoutError) as error:
                     errors[type(error).__name__] += 1
                     await asyncio.sleep(0.05)
                     continue
@@ -203,7 +222,7 @@ class _Sweep:
                     latencies.append(time.monotonic() - asked)
                     told += _tokens_of(answer) or tokens * settings.per_request
                 else:
-                    errors[str(answer.status_code)] += 1
+                    errors[str(answer.status)] += 1
                     await asyncio.sleep(min(_wait_of(answer), max(stop - time.monotonic(), 0.0)))
 
         await asyncio.gather(*(worker() for _ in range(concurrency)))
@@ -222,8 +241,9 @@ class _Sweep:
             return self.route.body(texts, **more)
         return self.route.body(self._text(6), texts)
 
-    async def _post(self, http: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response:
-        return await http.post(self.server.url + self.route.path, json=body)
+    async def _post(self, http: aiohttp.ClientSession, body: dict[str, Any]) -> _Answer:
+        async with http.post(self.server.url + self.route.path, data=orjson.dumps(body)) as answer:
+            return _Answer(answer.status, answer.headers, await answer.read())
 
 
 def mark_knees(runs: Sequence[Run]) -> list[Run]:
@@ -238,13 +258,13 @@ def mark_knees(runs: Sequence[Run]) -> list[Run]:
     return marked
 
 
-def _tokens_of(answer: httpx.Response) -> int | None:
+def _tokens_of(answer: _Answer) -> int | None:
     """Tokens of a request, as the server tells them in its headers (TEI) or in ``usage`` (the others)."""
     said = answer.headers.get("x-compute-tokens", "")
     if said.isdigit():
         return int(said)
     try:
-        body = answer.json()
+        body = orjson.loads(answer.content)
     except ValueError:
         return None
     usage = body.get("usage") if isinstance(body, dict) else None
@@ -252,6 +272,6 @@ def _tokens_of(answer: httpx.Response) -> int | None:
     return count if isinstance(count, int) else None
 
 
-def _wait_of(answer: httpx.Response) -> float:
+def _wait_of(answer: _Answer) -> float:
     said = answer.headers.get("retry-after", "")
     return min(float(said), 5.0) if said.isdigit() else 0.05

@@ -71,7 +71,7 @@ def test_errors_are_counted_and_tokens_guessed_where_they_are_not_told() -> None
         load = measure_load(server, LoadSettings((1,), (8,), seconds=20, requests=9))
     [run] = load.runs
     assert (load.tokens_counted, run.requests) == (False, 3)
-    assert run.errors == {"429": 3, "RemoteProtocolError": 3}
+    assert run.errors == {"429": 3, "ServerDisconnectedError": 3}
     assert run.tokens_per_s == pytest.approx(8 * run.requests_per_s)
 
 
