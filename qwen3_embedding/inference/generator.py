@@ -32,14 +32,12 @@ class Sampling:
     """Choose among the likeliest tokens that together have this probability (Holtzman et al. 2020)."""
     top_k: int = 0
     """… and among at most so many; 0: no limit."""
-    no_repeat: int = 0
-    """No run of so many tokens comes twice in an answer; 0: any may."""
 
     def __post_init__(self) -> None:
-        if self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0 or self.no_repeat < 0:
+        if self.max_tokens < 1 or self.temperature < 0 or self.top_k < 0:
             raise ValueError(
-                f"max_tokens={self.max_tokens}, temperature={self.temperature}, top_k={self.top_k}, "
-                f"no_repeat={self.no_repeat}; wanted at least 1, 0, 0 and 0"
+                f"max_tokens={self.max_tokens}, temperature={self.temperature}, top_k={self.top_k}; wanted at least "
+                "1, 0 and 0"
             )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}; wanted more than 0, at most 1")
@@ -115,11 +113,7 @@ class Generator:
         ]
 
     def write(
-        self,
-        prompts: Sequence[Sequence[int]],
-        seeds: Sequence[int | None],
-        sampling: Sampling | None = None,
-        least: Sequence[int] | None = None,
+        self, prompts: Sequence[Sequence[int]], seeds: Sequence[int | None], sampling: Sampling | None = None
     ) -> list[Written]:
         """Go on behind each prompt until an end token or ``max_tokens``.
 
@@ -127,7 +121,6 @@ class Generator:
             prompts: ids.
             seeds: one a prompt; ``None`` draws anew.
             sampling: in place of the generator's own.
-            least: tokens that each answer has at least, as far as ``max_tokens`` lets it.
 
         Returns:
             In the caller's order.
@@ -137,26 +130,19 @@ class Generator:
         by_length = sorted(range(len(prompts)), key=lambda number: len(prompts[number]))
         for begin in range(0, len(prompts), BATCH):
             numbers = by_length[begin : begin + BATCH]
-            wanted = [0 if least is None else least[n] for n in numbers]
-            batch = self._batch([prompts[n] for n in numbers], [seeds[n] for n in numbers], wanted, sampling)
+            batch = self._batch([prompts[n] for n in numbers], [seeds[n] for n in numbers], sampling)
             for number, written in zip(numbers, batch, strict=True):
                 out[number] = written
         return [written for written in out if written is not None]
 
-    def _batch(
-        self, prompts: list[Sequence[int]], seeds: list[int | None], least: list[int], sampling: Sampling
-    ) -> list[Written]:
+    def _batch(self, prompts: list[Sequence[int]], seeds: list[int | None], sampling: Sampling) -> list[Written]:
         draws = [np.random.default_rng(seed) for seed in seeds]
         made: list[list[int]] = [[] for _ in prompts]
         ended = [False] * len(prompts)
         open_rows = list(range(len(prompts)))
         decoder = Decoder(self._backbone, self._head_VD, prompts, sampling.max_tokens)
         for number in range(sampling.max_tokens):
-            refused = [
-                repeats(made[row], sampling.no_repeat) | (self.end_ids if number < least[row] else set())
-                for row in open_rows
-            ]
-            ids = choose(without(decoder.logits_BV, refused), [draws[row] for row in open_rows], sampling)
+            ids = choose(decoder.logits_BV, [draws[row] for row in open_rows], sampling)
             going_on = []
             for place, (row, token) in enumerate(zip(open_rows, ids, strict=True)):
                 if token in self.end_ids:
@@ -171,24 +157,6 @@ class Generator:
                 open_rows = [open_rows[place] for place in going_on]
             decoder.step(torch.tensor([ids[place] for place in going_on]))
         return [Written(ids, not end) for ids, end in zip(made, ended, strict=True)]
-
-
-def repeats(ids: Sequence[int], run: int) -> set[int]:
-    """The tokens that would make the last ``run`` tokens ones that stand in ``ids`` already."""
-    if run < 1 or len(ids) < run:
-        return set()
-    last = tuple(ids[len(ids) - run + 1 :])
-    return {ids[at + run - 1] for at in range(len(ids) - run + 1) if tuple(ids[at : at + run - 1]) == last}
-
-
-def without(logits_BV: Tensor, refused: Sequence[set[int]]) -> Tensor:
-    """The logits with a row's refused tokens impossible."""
-    if not any(refused):
-        return logits_BV
-    allowed_BV = logits_BV.clone()
-    for row, tokens in enumerate(refused):
-        allowed_BV[row, list(tokens)] = -torch.inf
-    return allowed_BV
 
 
 def choose(logits_BV: Tensor, draws: Sequence[np.random.Generator], sampling: Sampling) -> list[int]:

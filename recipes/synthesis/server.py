@@ -4,8 +4,7 @@
 
 It answers the two retrieval questions of ``synthesize`` (docs/synthesis.md): a configuration by a draw from the seed,
 since the tiny model knows no people, and a query by sampling behind a passage of the document that stands in the
-prompt, about as long as the prompt asks.  Anything else is refused with 400.  Requests that wait are written together,
-up to 32.
+prompt.  Anything else is refused with 400.  Requests that wait are written together, up to 32.
 """
 
 from __future__ import annotations
@@ -22,12 +21,8 @@ from aiohttp import web
 from passages import passages_of
 
 from qwen3_embedding.inference.generator import BATCH, Generator, Sampling
-from qwen3_embedding.synthesis.checks import word_count
 from qwen3_embedding.training.config import TrainingSettings, load_settings
 
-_LENGTH = re.compile(r"^- Length: about (\d+) words", re.MULTILINE)
-_SHORTEST = 0.7
-"""Part of the length asked for that a query has at least."""
 _PASSAGE = re.compile(r"<<< passage (\w+)\n(.*)\n>>> passage \1", re.DOTALL)
 
 
@@ -39,20 +34,19 @@ class Writer:
         learnt: TrainingSettings = load_settings(folder / "training.toml")
         self.longest = learnt.data.max_document_tokens
         (self.separator,) = self.generator.tokenizer.token_ids([learnt.language_model.separator])
-        self.waiting: asyncio.Queue[tuple[list[int], int, int, asyncio.Future[Any]]] = asyncio.Queue()
+        self.waiting: asyncio.Queue[tuple[list[int], int, asyncio.Future[Any]]] = asyncio.Queue()
 
-    def prompt(self, document: str, seed: int) -> tuple[list[int], float]:
-        """A passage of the document, drawn by the seed, as the model learnt it; and its tokens a word."""
+    def prompt(self, document: str, seed: int) -> list[int]:
+        """A passage of the document, drawn by the seed, as the model learnt it."""
         (found,) = passages_of([document], self.generator.tokenizer, self.longest)
-        passage = random.Random(seed).choice(found)
-        (ids,) = self.generator.tokenizer.token_ids([passage])
-        return [*ids[: self.longest], *self.separator], len(ids) / max(word_count(passage), 1.0)
+        (ids,) = self.generator.tokenizer.token_ids([random.Random(seed).choice(found)])
+        return [*ids[: self.longest], *self.separator]
 
-    async def write(self, document: str, words: int, seed: int) -> tuple[str, int, int]:
+    async def write(self, document: str, seed: int) -> tuple[str, int, int]:
         """The query, and the tokens read and written."""
-        prompt, tokens_a_word = self.prompt(document, seed)
+        prompt = self.prompt(document, seed)
         done = asyncio.get_running_loop().create_future()
-        await self.waiting.put((prompt, round(_SHORTEST * words * tokens_a_word), seed, done))
+        await self.waiting.put((prompt, seed, done))
         written = await done
         return self.generator.tokenizer.decode(written.ids).strip(), len(prompt), len(written.ids)
 
@@ -63,9 +57,9 @@ class Writer:
             await asyncio.sleep(0.005)  # let those that came together be written together
             while len(batch) < BATCH and not self.waiting.empty():
                 batch.append(self.waiting.get_nowait())
-            prompts, least, seeds, futures = map(list, zip(*batch, strict=True))
-            written = await asyncio.to_thread(self.generator.write, prompts, seeds, None, least)
-            for done, answer in zip(futures, written, strict=True):
+            prompts, seeds = [prompt for prompt, _, _ in batch], [seed for _, seed, _ in batch]
+            written = await asyncio.to_thread(self.generator.write, prompts, seeds)
+            for (_, _, done), answer in zip(batch, written, strict=True):
                 if not done.done():
                     done.set_result(answer)
 
@@ -82,13 +76,12 @@ async def answer(writer: Writer, body: dict[str, Any]) -> tuple[dict[str, Any], 
     if passage is None or asked not in ({"query"}, {"Character", "Question_Type", "Difficulty"}):
         raise ValueError("wanted response_format.json_schema of retrieval_configure or retrieval_query, and a passage")
     if asked == {"query"}:
-        length = _LENGTH.search(body["messages"][-1]["content"])
-        query, read, made = await writer.write(passage[2], int(length[1]) if length else 0, seed)
+        query, read, made = await writer.write(passage[2], seed)
         return {"query": query}, read, made
     draw = random.Random(seed)
     value = {
         "Character": draw.randint(1, 5),
-        "Question_Type": draw.choice(schema["properties"]["Question_Type"]["enum"]),
+        "Question_Type": "acquire_knowledge",
         "Difficulty": draw.choice(schema["properties"]["Difficulty"]["enum"]),
     }
     return value, 0, 0
@@ -123,7 +116,7 @@ def make_app(writer: Writer) -> web.Application:
 
 async def serve(options: argparse.Namespace) -> None:
     """Until it is stopped."""
-    sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.top_k, options.no_repeat)
+    sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.top_k)
     runner = web.AppRunner(make_app(Writer(options.model, sampling)), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", options.port)
@@ -143,8 +136,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.9)
     parser.add_argument("--top-k", type=int, default=50)
-    parser.add_argument("--max-tokens", type=int, default=96)
-    parser.add_argument("--no-repeat", type=int, default=3, help="no run of so many tokens twice in a query")
+    parser.add_argument("--max-tokens", type=int, default=40)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

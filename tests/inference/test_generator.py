@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from qwen3_embedding.errors import CheckpointError
-from qwen3_embedding.inference.generator import Generator, Sampling, choose, repeats
+from qwen3_embedding.inference.generator import Generator, Sampling, choose
 from qwen3_embedding.model.decoding import Decoder
 from qwen3_embedding.types import TextGenerator
 from tests.support.checkpoints import make_embedder_folder
@@ -120,30 +119,3 @@ def test_a_folder_without_a_head_is_refused(tmp_path: Path) -> None:
 def test_bad_sampling_is_refused(bad: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="wanted"):
         Sampling(**bad)  # type: ignore[arg-type]
-
-
-def test_no_run_comes_twice_if_none_may(generator: Generator) -> None:
-    (free,) = generator.write([PROMPTS[0]], [0], Sampling(max_tokens=60, temperature=0))
-    (held,) = generator.write([PROMPTS[0]], [0], Sampling(max_tokens=60, temperature=0, no_repeat=2), [60])
-    runs = list(pairwise(held.ids))
-    assert len(held.ids) == 60
-    assert len(set(runs)) == len(runs)
-    assert len(set(pairwise(free.ids))) < len(free.ids) - 1  # this model repeats itself if it may
-    assert repeats([1, 2, 3, 1, 2], 3) == {3}
-    assert repeats([1, 1], 2) == {1}
-    assert repeats([5], 1) == {5}
-    assert repeats([1, 2], 3) == repeats([1, 2, 1], 0) == set()
-
-
-def test_an_answer_is_as_long_as_it_has_to_be(generator: Generator) -> None:
-    first, sampling = generator.write(PROMPTS[:1], [0])[0], Sampling(max_tokens=8, temperature=0)
-    assert len(first.ids) >= 3
-    generator.end_ids.add(first.ids[2])
-    try:
-        free = generator.write(PROMPTS[:2], [0, 0], sampling)
-        held = generator.write(PROMPTS[:2], [0, 0], sampling, [5, 0])
-    finally:
-        generator.end_ids.discard(first.ids[2])
-    assert len(free[0].ids) == first.ids.index(first.ids[2]) < 5 <= len(held[0].ids)
-    assert first.ids[2] not in held[0].ids[:5]
-    assert held[1] == free[1]

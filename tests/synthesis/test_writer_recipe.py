@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from qwen3_embedding.data import Record, write_records
-from qwen3_embedding.synthesis.checks import word_count
 from qwen3_embedding.synthesis.ledger import read_pairs
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "synthesis"
@@ -80,13 +79,8 @@ def test_the_pairs_are_the_writers(made: tuple[Any, dict[str, Any], ModuleType])
     pairs = list(read_pairs(options.out / "toy" / "ledger.jsonl"))
     assert len(pairs) > 24
     assert {pair["provenance"]["model"] for pair in pairs} == {"writer"}
-    right = [
-        any(noun in pair["record"]["query"] and noun in pair["record"]["positives"][0] for noun in NOUNS)
-        for pair in pairs
-    ]
+    right = [pair["record"]["query"].split()[-1] in pair["record"]["positives"][0] for pair in pairs]
     assert sum(right) > 0.8 * len(right)  # "where is the river" for a passage about a river
-    for pair in pairs:
-        assert word_count(pair["record"]["query"]) >= min(0.5 * pair["provenance"]["length"], 30)
     assert report["samples"][0]["query"]
     assert all(pair["provenance"]["steps"][-1]["tokens"][1] > 0 for pair in pairs)
 
