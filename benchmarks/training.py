@@ -209,7 +209,7 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     result = (speed if options.what == "speed" else memory)(options)
-    about = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    about = {k: v.name if isinstance(v, Path) else v for k, v in vars(options).items()}
     line = {**about, **result, **machine()}
     print(json.dumps(line))
     print(save(f"training-{options.what}", line), file=sys.stderr)
