@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
-@pytest.mark.parametrize("count", [1, 64, 65, 300])
+@pytest.mark.parametrize("count", [0, 1, 64, 65, 300])
 def test_many_rows_are_written_as_few_are(encoding: Encoding, count: int) -> None:
     vectors = np.random.default_rng(0).standard_normal((count, 8)).astype(np.float32)
     rows = asyncio.run(json_rows(vectors, encoding, lambda index, value: {"index": index, "embedding": value}))
@@ -48,7 +48,7 @@ def test_many_rows_are_written_as_few_are(encoding: Encoding, count: int) -> Non
         np.frombuffer(base64.b64decode(row["embedding"]), dtype="<f4") if encoding == "base64" else row["embedding"]
         for row in data
     ]
-    np.testing.assert_array_equal(np.asarray(read, dtype=np.float32), vectors)
+    np.testing.assert_array_equal(np.asarray(read, dtype=np.float32).reshape(count, 8), vectors)
 
 
 def test_the_loop_turns_while_many_rows_are_written() -> None:
