@@ -23,8 +23,9 @@ MIN_DIMENSIONS = 32
 NPY, RAW, ARROW = "application/x-npy", "application/octet-stream", "application/vnd.apache.arrow.stream"
 BINARY = (NPY, RAW, ARROW)
 _FEW_ROWS = 64
+"""So many are written at once."""
 _ROWS_AT_A_TIME = 16
-"""Of more than a few: a short request that waits has to get through the loop some four times."""
+"""Of more than these: a short request that waits has to get through the loop some four times."""
 _NUMBERS_AT_ONCE = 2**17
 
 
@@ -71,17 +72,16 @@ async def json_rows(vectors: Vectors, encoding: Encoding, dress: Callable[[int, 
     Many rows are written some at a time, with the event loop between: a short request need not wait for the megabytes
     of another's answer.  ``dress`` makes the JSON value of a row from its number and what ``wire`` gives.
     """
-    if len(vectors) == 0:
-        return []
+
+    def some(begin: int, count: int) -> list[Any]:
+        values = wire(vectors[begin : begin + count], encoding)
+        return values if dress is None else [dress(number, value) for number, value in enumerate(values, begin)]
+
+    if len(vectors) <= _FEW_ROWS:
+        return some(0, _FEW_ROWS)
     parts: list[bytes] = []
-    step = len(vectors) if len(vectors) <= _FEW_ROWS else _ROWS_AT_A_TIME
-    for at in range(0, len(vectors), step):
-        some = wire(vectors[at : at + step], encoding)
-        if dress is not None:
-            some = [dress(number, value) for number, value in enumerate(some, at)]
-        if len(vectors) <= _FEW_ROWS:
-            return some
-        parts.append(to_json(some)[1:-1])
+    for begin in range(0, len(vectors), _ROWS_AT_A_TIME):
+        parts.append(to_json(some(begin, _ROWS_AT_A_TIME))[1:-1])
         await asyncio.sleep(0)
     return JsonArray(parts)
 

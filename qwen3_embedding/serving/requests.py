@@ -455,7 +455,7 @@ def json_response(body: Any, status: int = 200) -> Response:
         arrays.append(value)
         return orjson.Fragment(_PLACE)
 
-    text = orjson.dumps(body, default=put_off, option=orjson.OPT_SERIALIZE_NUMPY)
+    text = to_json(body, put_off)
     if not arrays:
         return Response(text, status, media_type="application/json")
     first, *others = text.split(_PLACE)
@@ -467,9 +467,9 @@ def json_response(body: Any, status: int = 200) -> Response:
     return Piecewise(pieces, status, "application/json")
 
 
-def to_json(body: Any) -> bytes:
-    """UTF-8, numpy arrays included."""
-    return orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+def to_json(body: Any, otherwise: Callable[[Any], Any] | None = None) -> bytes:
+    """UTF-8, numpy arrays included; ``otherwise`` gives what stands for a value that JSON does not know."""
+    return orjson.dumps(body, default=otherwise, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def _json_name(value: Any) -> str:
