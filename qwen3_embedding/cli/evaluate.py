@@ -67,6 +67,9 @@ def command(
     rerank_queries: Annotated[
         int | None, typer.Option(help="The reranker orders a fixed sample of so many queries a task.")
     ] = None,
+    rerank_weight: Annotated[
+        float, typer.Option(help="The reranker's share in the final order, the first stage having the rest.")
+    ] = 1.0,
     training: Annotated[
         list[Path] | None, typer.Option(help="Records the models learnt from: report test texts in them; repeat it.")
     ] = None,
@@ -114,6 +117,7 @@ def command(
             instruction=instruction,
             max_queries=max_queries,
             rerank_queries=rerank_queries,
+            rerank_weight=rerank_weight,
             split=split,
         )
         evaluated = evaluate(folders or [], encoder, scorer, settings, out, cache, log, training or [])

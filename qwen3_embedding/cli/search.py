@@ -33,6 +33,9 @@ def command(
     budget_ms: Annotated[
         float | None, typer.Option("--budget-ms", help="Milliseconds to answer in; the reranker ends in time.")
     ] = None,
+    rerank_weight: Annotated[
+        float, typer.Option(help="The reranker's share in the final order, the first stage having the rest.")
+    ] = 1.0,
     effort: Annotated[int | None, typer.Option(help="How broadly an approximate index is searched.")] = None,
     explain: Annotated[
         bool, typer.Option("--explain", "--timing", help="Print the plan and where the time went, on stderr.")
@@ -64,6 +67,7 @@ def command(
         Fusion(method=fusion),
         budget_ms=budget_ms,
         effort=effort,
+        rerank_weight=rerank_weight,
     )
     source = model or model_source(read_manifest(index))
     needs_vectors = mode != "text"

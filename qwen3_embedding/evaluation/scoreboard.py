@@ -224,8 +224,10 @@ def _measured(board: Board, others: Mapping[str, Board]) -> str:
     ]
     if report["reranker"]:
         part = settings.get("rerank_queries")
+        share = settings.get("rerank_weight", 1.0)
         lines.append(
             f"Reranker: orders the first {settings['candidates']} documents of the {settings['first_stage']} column"
+            + ("" if share == 1 else f", with a share of {share:g}, the column's own score having the rest")
             + (
                 f", for at most {part} queries a set (a fixed random sample; beside it the first stage's score on the "
                 "same queries)."

@@ -35,7 +35,7 @@ from qwen3_embedding.evaluation.metrics import (
 from qwen3_embedding.evaluation.statistics import bootstrap_interval
 from qwen3_embedding.retrieval.analysis import analyze
 from qwen3_embedding.retrieval.bm25 import Bm25
-from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first
+from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first, check_rerank_weight, interpolate
 from qwen3_embedding.retrieval.search import top_ranking
 from qwen3_embedding.types import FloatArray
 
@@ -63,6 +63,8 @@ class TaskSettings:
     """A fixed random sample of the queries, for a quick look; scores of samples are no benchmark results."""
     rerank_queries: int | None = None
     """The reranker orders the documents of a fixed random sample of the queries only; its column is over those."""
+    rerank_weight: float = 1.0
+    """The reranker's share in the order of the candidates; the first stage's score has the rest."""
     split: str = "test"
     fusion: Fusion = field(default_factory=Fusion)
 
@@ -71,6 +73,7 @@ class TaskSettings:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}={value}; wanted 1 or more")
+        check_rerank_weight(self.rerank_weight)
         if self.first_stage not in ("bm25", "embedder", "hybrid"):
             raise ValueError(f"first_stage={self.first_stage!r}; wanted bm25, embedder or hybrid")
 
@@ -295,6 +298,9 @@ def _rerank(
         head, tail = ranking[: settings.candidates], ranking[settings.candidates :]
         texts = [collection.documents[document] for document, _ in head]
         scores_C = scorer.score(collection.queries[query], texts, task) if texts else np.empty(0, dtype=np.float32)
+        if texts:
+            before_C = np.array([score for _, score in head], dtype=np.float32)
+            scores_C = interpolate(before_C, scores_C, settings.rerank_weight)
         order = [head[i][0] for i in np.argsort(-scores_C, kind="stable")] + [document for document, _ in tail]
         reranked[query] = [(document, float(len(order) - place)) for place, document in enumerate(order)]
         if time.perf_counter() - told > 10:

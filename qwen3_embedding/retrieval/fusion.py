@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+import numpy as np
+
+from qwen3_embedding.types import FloatArray
+
 Method = Literal["rank", "score"]
 Ranking = list[tuple[str, float]]
 """Ids with scores, best first."""
@@ -40,6 +44,33 @@ class Fusion:
         if self.method == "score":
             return score_fusion(dense, text, self.dense_weight, self.text_weight)
         return reciprocal_rank_fusion([dense, text], (self.dense_weight, self.text_weight), self.k)
+
+
+def check_rerank_weight(weight: float) -> None:
+    """Raises ``ValueError`` for what is no share."""
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+        raise ValueError(f"rerank_weight={weight!r}; wanted a number from 0 (the first stage) to 1 (the reranker)")
+
+
+def interpolate(first_N: FloatArray, reranker_N: FloatArray, weight: float) -> FloatArray:
+    """(N,) ``(1 - weight) * first + weight * reranker``: what orders candidates when the first stage keeps a say.
+
+    Both are stretched to 0..1 over the candidates first, for their scales have nothing to do with each other; scores
+    that are all equal count as 0.  A weight of 1 gives the reranker's own scores back, as they are.
+
+    Source: interpolation of first-stage and reranker scores, as in Wang, Zhuang and Zuccon 2021, "BERT-based Dense
+    Retrievers Require Interpolation with BM25 for Effective Passage Retrieval".
+    """
+    if weight == 1:
+        return reranker_N
+    return (1 - weight) * _stretched(first_N) + weight * _stretched(reranker_N)
+
+
+def _stretched(scores_N: FloatArray) -> FloatArray:
+    low, high = scores_N.min(), scores_N.max()
+    if low == high:
+        return np.zeros(len(scores_N), dtype=np.float32)
+    return np.asarray((scores_N - low) / (high - low), dtype=np.float32)
 
 
 def best_first(ranking: Ranking) -> Ranking:

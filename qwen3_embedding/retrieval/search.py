@@ -15,7 +15,7 @@ import numpy as np
 from qwen3_embedding.errors import NumericalError
 from qwen3_embedding.retrieval.documents import Document, check_text, check_texts
 from qwen3_embedding.retrieval.filters import Condition, Filter, parse_filter
-from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first
+from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first, check_rerank_weight, interpolate
 from qwen3_embedding.types import Encoder, FloatArray, Hit, Scorer, Vectors
 
 Mode = Literal["dense", "text", "hybrid"]
@@ -42,6 +42,8 @@ class Plan:
     """Milliseconds a query may take: reranking takes the best candidates first and ends in time. ``None``: all."""
     effort: int | None = None
     """How broadly an approximate index is searched; ``None`` is what the index was made with."""
+    rerank_weight: float = 1.0
+    """The reranker's share in the order of the candidates, the first stage having the rest; 1: its scores alone."""
 
     def __post_init__(self) -> None:
         for name in ("top_k", "candidates", *(["effort"] if self.effort is not None else [])):
@@ -52,6 +54,7 @@ class Plan:
                 raise ValueError(f"{name}={value}; wanted 1 or more")
         if self.budget_ms is not None and not (math.isfinite(self.budget_ms) and self.budget_ms > 0):
             raise ValueError(f"budget_ms={self.budget_ms}; wanted milliseconds above 0, or None for no limit")
+        check_rerank_weight(self.rerank_weight)
         if self.mode not in get_args(Mode):
             raise ValueError(f"mode={self.mode!r}; wanted one of {', '.join(get_args(Mode))}")
         if self.instruction is not None:
@@ -167,6 +170,7 @@ class Searchable(ABC):
         fusion: Fusion | None = None,
         budget_ms: float | None = None,
         effort: int | None = None,
+        rerank_weight: float = 1.0,
     ) -> list[Hit]:
         """The best documents for a query, best first.
 
@@ -182,13 +186,18 @@ class Searchable(ABC):
             budget_ms: milliseconds that the search may take: the reranker takes the best candidates first and ends in
                 time; those that it did not see follow in the order of the first stage.
             effort: how broadly an approximate index is searched, for this query.
+            rerank_weight: the reranker's share in the order of the candidates. Below 1 the first stage keeps a say:
+                both scores are stretched to 0..1 over the candidates and added, weighted (:func:`interpolate`).
 
         Raises:
             TypeError, ValueError: a query or an option that is not what it should be.
             IndexCorruptError: the index on disk cannot be read.
         """
         check_text(query, "query")
-        plan = Plan(top_k, candidates, mode, rerank, instruction, where, fusion or Fusion(), budget_ms, effort)
+        joined = fusion or Fusion()
+        plan = Plan(
+            top_k, candidates, mode, rerank, instruction, where, joined, budget_ms, effort, rerank_weight=rerank_weight
+        )
         return self.run([query], plan).hits[0]
 
     def run(self, queries: Sequence[str], plan: Plan) -> SearchResults:
@@ -212,12 +221,13 @@ class Searchable(ABC):
     ) -> tuple[list[list[Hit]], list[int]]:
         if plan.budget_ms is None:
             ordered = [
-                rerank_hits(reranker, query, found, plan.instruction) for query, found in zip(texts, hits, strict=True)
+                rerank_hits(reranker, query, found, plan.instruction, plan.rerank_weight)
+                for query, found in zip(texts, hits, strict=True)
             ]
             return ordered, [len(found) for found in hits]
         left = plan.budget_ms / 1000 - timing.total_s / max(1, len(texts))
         done = [
-            rerank_within(reranker, query, found, left, plan.instruction)
+            rerank_within(reranker, query, found, left, plan.instruction, plan.rerank_weight)
             for query, found in zip(texts, hits, strict=True)
         ]
         return [found for found, _ in done], [count for _, count in done]
@@ -263,25 +273,26 @@ class Searchable(ABC):
         ]
 
 
-def rerank_hits(reranker: Scorer, query: str, hits: Sequence[Hit], instruction: str | None = None) -> list[Hit]:
+def rerank_hits(
+    reranker: Scorer, query: str, hits: Sequence[Hit], instruction: str | None = None, weight: float = 1.0
+) -> list[Hit]:
     """The hits in the reranker's order, with its scores; equal scores keep their order.
+
+    With a ``weight`` below 1 the first stage has the rest of the say, see :func:`interpolate`.
 
     Raises:
         NumericalError: the reranker gave a score that is not finite.
     """
-    if not hits:
-        return []
-    scores_N = np.asarray(reranker.score(query, [hit.text for hit in hits], instruction=instruction))
-    if scores_N.shape != (len(hits),):
-        raise ValueError(f"reranker {reranker.name!r} gave scores of shape {scores_N.shape} for {len(hits)} documents")
-    if not np.isfinite(scores_N).all():
-        raise NumericalError(f"reranker {reranker.name!r} gave scores that are not finite; load it at a wider dtype")
-    order = np.argsort(-scores_N, kind="stable")
-    return [replace(hits[i], score=float(scores_N[i]), origin="rerank") for i in order]
+    return _ordered(hits, _scores(reranker, query, hits, instruction), weight)
 
 
 def rerank_within(
-    reranker: Scorer, query: str, hits: Sequence[Hit], seconds: float, instruction: str | None = None
+    reranker: Scorer,
+    query: str,
+    hits: Sequence[Hit],
+    seconds: float,
+    instruction: str | None = None,
+    weight: float = 1.0,
 ) -> tuple[list[Hit], int]:
     """As :func:`rerank_hits`, the best candidates first, ending in time.
 
@@ -292,16 +303,37 @@ def rerank_within(
         The reranked hits in the reranker's order, behind them the others in theirs; and how many were reranked.
     """
     began = time.perf_counter()
-    done: list[Hit] = []
-    step = _TRIAL
-    while len(done) < len(hits):
+    parts: list[FloatArray] = []
+    done, step = 0, _TRIAL
+    while done < len(hits):
         spent = time.perf_counter() - began
         if done:
-            step = int(_CAUTION * (seconds - spent) * len(done) / spent)
+            step = int(_CAUTION * (seconds - spent) * done / spent)
         if step < 1 or spent >= seconds:
             break
-        done += rerank_hits(reranker, query, hits[len(done) : len(done) + step], instruction)
-    return sorted(done, key=lambda hit: -hit.score) + list(hits[len(done) :]), len(done)
+        parts.append(_scores(reranker, query, hits[done : done + step], instruction))
+        done += len(parts[-1])
+    scores_N = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
+    return _ordered(hits[:done], scores_N, weight) + list(hits[done:]), done
+
+
+def _scores(reranker: Scorer, query: str, hits: Sequence[Hit], instruction: str | None) -> FloatArray:
+    if not hits:
+        return np.empty(0, dtype=np.float32)
+    scores_N = np.asarray(reranker.score(query, [hit.text for hit in hits], instruction=instruction))
+    if scores_N.shape != (len(hits),):
+        raise ValueError(f"reranker {reranker.name!r} gave scores of shape {scores_N.shape} for {len(hits)} documents")
+    if not np.isfinite(scores_N).all():
+        raise NumericalError(f"reranker {reranker.name!r} gave scores that are not finite; load it at a wider dtype")
+    return scores_N
+
+
+def _ordered(hits: Sequence[Hit], reranker_N: FloatArray, weight: float) -> list[Hit]:
+    """Best first; equal scores keep their order."""
+    if not hits:
+        return []
+    scores_N = interpolate(np.array([hit.score for hit in hits], dtype=np.float32), reranker_N, weight)
+    return [replace(hits[i], score=float(scores_N[i]), origin="rerank") for i in np.argsort(-scores_N, kind="stable")]
 
 
 def unit_vectors(vectors: Vectors, count: int, dimensions: int, name: str) -> FloatArray:

@@ -68,6 +68,18 @@ def test_reranker_orders_the_first_candidates_and_leaves_the_rest(tasks: Path, c
     assert scorer.scorer.instructions == ["Find the paragraph"] * 24  # type: ignore[attr-defined]
 
 
+def test_a_reranker_with_a_share_orders_as_search_does(tasks: Path, cache: ArrayCache) -> None:
+    settings = TaskSettings(candidates=6, first_stage="bm25", rerank_weight=0.3)
+    encoder, scorer = CachedEncoder(HashEncoder(), cache), CachedScorer(OverlapScorer(), cache)
+    _, predictions = run_task(tasks / "retrieval", encoder, scorer, settings, lambda line: None)
+    collection = read_collection(tasks / "retrieval")
+    index = ExactIndex(HashEncoder(), OverlapScorer())
+    index.add([{"id": one, "text": text} for one, text in collection.documents.items()])
+    for query, text in collection.queries.items():
+        hits = index.search(text, 6, 6, "text", instruction="Find the paragraph", rerank_weight=0.3)
+        assert [hit.id for hit in hits] == [one for one, _ in predictions.rankings["reranker"][query]][: len(hits)]
+
+
 def test_reranking_orders_candidates_alone(tasks: Path, cache: ArrayCache) -> None:
     found = score(tasks / "reranking", cache, scorer=True)
     assert set(found.scores) == {"bm25", "embedder", "hybrid", "reranker"}

@@ -1,10 +1,19 @@
-"""Reciprocal rank fusion against its definition."""
+"""Fusion and interpolation against their definitions."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 
-from qwen3_embedding.retrieval.fusion import Fusion, reciprocal_rank_fusion, score_fusion
+from qwen3_embedding.retrieval.fusion import (
+    Fusion,
+    check_rerank_weight,
+    interpolate,
+    reciprocal_rank_fusion,
+    score_fusion,
+)
 
 
 def test_scores_are_weighted_reciprocal_ranks() -> None:
@@ -50,3 +59,22 @@ def test_method() -> None:
     assert Fusion(dense_weight=0.5).fuse(dense, text)[0][0] == "b"
     with pytest.raises(ValueError, match="wanted one of rank, score"):
         Fusion(method="mean")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_a_reranker_with_a_share_against_the_formula(weight: float) -> None:
+    first, second = np.array([3.0, 2.5, -1.0], np.float32), np.array([0.1, 0.9, 0.5], np.float32)
+    expected = (1 - weight) * np.array([1, 3.5 / 4, 0]) + weight * np.array([0, 1, 0.5])
+    found = interpolate(first, second, weight)
+    np.testing.assert_allclose(found, second if weight == 1 else expected, atol=1e-6)
+
+
+def test_scores_that_are_all_equal_decide_nothing() -> None:
+    same, other = np.full(3, 0.5, np.float32), np.array([0.1, 0.9, 0.5], np.float32)
+    assert interpolate(same, other, 0.2).argmax() == interpolate(other, same, 0.2).argmax() == 1
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.1, float("nan"), True, "0.5"])
+def test_a_share_that_is_none_is_refused(weight: Any) -> None:
+    with pytest.raises(ValueError, match="rerank_weight="):
+        check_rerank_weight(weight)

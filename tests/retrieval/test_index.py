@@ -519,6 +519,25 @@ def test_a_budget_ends_the_reranking_in_time(index: SearchIndex) -> None:
     assert tail == found[reranked:], "what there was no time for follows as it was found"
 
 
+def test_the_first_stage_keeps_its_share_of_the_order(index: SearchIndex) -> None:
+    query, index.reranker = "river bridge music", OverlapScorer()
+    first = index.search(query, 100, rerank=False)
+    alone = index.search(query, 100)
+    scores = {hit.id: hit.score for hit in alone}
+    stretched = [
+        (values - values.min()) / np.ptp(values)
+        for values in (np.array([hit.score for hit in first]), np.array([scores[hit.id] for hit in first]))
+    ]
+    expected = dict(zip([hit.id for hit in first], 0.75 * stretched[0] + 0.25 * stretched[1], strict=True))
+    found = index.search(query, 100, rerank_weight=0.25)
+    assert [hit.score for hit in found] == pytest.approx(sorted(expected.values(), reverse=True), abs=1e-5)
+    assert {hit.id: hit.score for hit in found} == pytest.approx(expected, abs=1e-5)
+    assert [hit.id for hit in found] not in ([hit.id for hit in first], [hit.id for hit in alone])
+    assert [hit.id for hit in index.search(query, 100, rerank_weight=0)] == [hit.id for hit in first]
+    with_budget = index.run([query], Plan(100, rerank_weight=0.25, budget_ms=600_000))
+    assert with_budget.hits == [found], "a budget takes the scores in parts and stretches them together"
+
+
 def test_a_budget_that_suffices_changes_nothing(index: SearchIndex) -> None:
     index.reranker = OverlapScorer()
     results = index.run(QUERIES, Plan(budget_ms=600_000))
