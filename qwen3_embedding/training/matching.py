@@ -2,12 +2,16 @@
 
 Grown from the words of an embedder (:mod:`qwen3_embedding.training.words`), before the first step it
 
-1. marks: everything behind ``<Query`` and everything behind ``<Document`` gets a mark of its own;
-2. matches: every token of the document looks for its like in the query and takes over that token's weight, or that of
-   the template's first token, which is nothing; the last position gathers the query's words;
-3. pools: the last position gathers the document's words, what its tokens found on average, and what the luckiest
-   found; the MLP multiplies the two sums, component by component, and all of it goes into one dimension that "yes" and
-   "no" read with opposite signs.
+1. marks: everything behind ``<Query`` and everything behind ``<Document`` gets a mark of its own, and every token is
+   told which one stands before it;
+2. matches: every token of the document looks for its like among the query's tokens, itself and the document's tokens
+   before it, and finds the share of its attention that goes to the query: a half for a word's first occurrence, a
+   third for its second, nothing for a word that the query lacks; another head does the same with pairs of neighbours.
+   The MLP drops small shares and multiplies by the token's weight, so that repeating a word adds little, as in BM25.
+   The last position gathers the query's words;
+3. pools: the last position gathers the document's words and the mean of what its tokens found, over some tokens more
+   than it has; the MLP multiplies the two sums of words, component by component, and all of it goes into one dimension
+   that "yes" and "no" read with opposite signs.
 
 Training then changes all of it.
 """
@@ -32,8 +36,14 @@ from qwen3_embedding.training.export import export_embedder
 from qwen3_embedding.training.words import one_token, silence, steady_places, word_vectors
 
 _MARKERS = ("query_marker", "document_marker", "sink", "constant", "weight")
-_SPECIAL = (*_MARKERS, "query", "document", "found", "answer", "fill")
+_FOUND = ("found", "found_pair", "fresh")
+_SPECIAL = (*_MARKERS, "loud", "previous_loud", "query", "document", *_FOUND, "answer", "fill")
+_PREVIOUS = 40  # components of the token before
 _COMPARED = 64  # components of the two sums that are multiplied
+_LEAST = 0.27  # of a find: a word's first occurrence in the document finds 1/2, the second 1/3, the third 1/4
+_SHARP = 80.0  # how sharply finds below that are dropped: what is left of hundreds of nothings must be nothing
+_REST = 1.18  # how much the mean find is taken over beside the document's tokens: as much as some 300 tokens more
+_MEAN_GAIN, _PRODUCT_GAIN, _PAIR_GAIN = 200.0, 0.005, 2.0
 _ROW = 2.0  # root mean square of a row of the table, so that one unit behind a norm is this much before it
 
 
@@ -46,36 +56,36 @@ class MatchingSettings:
     output: Path
     hidden_size: int = 192
     intermediate_size: int = 192
-    heads: int = 3
+    heads: int = 4
     head_dim: int = 256
     seed: int = 0
 
     def __post_init__(self) -> None:
-        words = self.hidden_size - len(_SPECIAL)
-        if self.heads < 3 or words < 2 * _COMPARED or self.intermediate_size < 2 * _COMPARED:
+        words = _Dims(self.hidden_size).words
+        if self.heads < 4 or words < 2 * _COMPARED or self.intermediate_size < 2 * _COMPARED:
             raise ValueError(
                 f"heads={self.heads}, hidden_size={self.hidden_size}, intermediate_size={self.intermediate_size}; "
-                f"wanted at least 3, {2 * _COMPARED + len(_SPECIAL)} and {2 * _COMPARED}"
+                f"wanted at least 4, {2 * _COMPARED + self.hidden_size - words} and {2 * _COMPARED}"
             )
-        if words / 2 > len(_steady(self.head_dim)):
+        if max(words / 2, 2 * _PREVIOUS) > len(_steady(self.head_dim)):
             raise ValueError(
                 f"head_dim={self.head_dim} has {len(_steady(self.head_dim))} places that rotary embedding leaves "
-                f"alone; wanted {math.ceil(words / 2)}"
+                f"alone; wanted {max(math.ceil(words / 2), 2 * _PREVIOUS)}"
             )
 
 
 @dataclass(frozen=True)
 class _Dims:
-    """Where in the hidden state things stand: words first, then what has a name."""
+    """Where in the hidden state things stand: words first, then the word before, then what has a name."""
 
     size: int
 
     @property
     def words(self) -> int:
-        return self.size - len(_SPECIAL)
+        return self.size - len(_SPECIAL) - _PREVIOUS
 
     def __getitem__(self, name: str) -> int:
-        return self.words + _SPECIAL.index(name)
+        return self.words + _PREVIOUS + _SPECIAL.index(name)
 
 
 def matching_start(settings: MatchingSettings) -> Path:
@@ -115,10 +125,12 @@ def matching_start(settings: MatchingSettings) -> Path:
             for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
                 projection.weight.mul_(0.01)
         _mark(layers[0].self_attn, dims)
+        _look_back(layers[0].self_attn, dims)
         _match(layers[1].self_attn, dims)
+        _weigh(layers[1].mlp, dims)
         _pool(layers[2].self_attn, dims)
         _multiply(layers[2].mlp, dims)
-        backbone.norm.weight.fill_(0.02)
+        backbone.norm.weight.fill_(0.002)
         backbone.norm.weight[dims["answer"]] = 1.0
     beside = output.with_name(output.name + ".partial")
     shutil.rmtree(beside, ignore_errors=True)
@@ -128,7 +140,7 @@ def matching_start(settings: MatchingSettings) -> Path:
 
 
 def _table(vectors_VW: Tensor, tokenizer: Tokenizer, dims: _Dims) -> Tensor:
-    """(V, D): directions, weights from 0 to 1, markers; rows filled up to the same length."""
+    """(V, D): directions, weights from 0 to 1 and their logarithms, markers; rows filled up to the same length."""
     lengths_V = vectors_VW.norm(dim=1)
     heard_V = lengths_V > 1e-9
     heard_V[_control_ids(tokenizer)] = False
@@ -136,7 +148,9 @@ def _table(vectors_VW: Tensor, tokenizer: Tokenizer, dims: _Dims) -> Tensor:
     low, high = log_V[heard_V].quantile(0.02), log_V[heard_V].quantile(0.98)
     table_VD = torch.zeros(len(vectors_VW), dims.size)
     table_VD[:, dims["weight"]] = _ROW * ((log_V - low) / (high - low)).clamp(0, 1) * heard_V
+    table_VD[:, dims["loud"]] = _ROW * (lengths_V / lengths_V[heard_V].quantile(0.98)).clamp(0, 1) * heard_V
     table_VD[_template_ids(tokenizer), dims["weight"]] = 0.0
+    table_VD[_template_ids(tokenizer), dims["loud"]] = 0.0
     table_VD[:, dims["constant"]] = _ROW
     table_VD[one_token(tokenizer, "<Query"), dims["query_marker"]] = 3 * _ROW
     table_VD[one_token(tokenizer, "<Document"), dims["document_marker"]] = 3 * _ROW
@@ -177,8 +191,29 @@ def _mark(attention: SelfAttention, dims: _Dims) -> None:
     attention.q_norm.weight.fill_(30.0 / math.sqrt(attention.head_dim))
 
 
+def _look_back(attention: SelfAttention, dims: _Dims) -> None:
+    """Head 2: every token attends to the one before it, by rotary embedding alone, and copies its words and weight."""
+    half, begin = attention.head_dim // 2, 2 * attention.head_dim
+    for place in range(half):
+        turn = 1e6 ** (-place / half)
+        if turn < 0.3:
+            break
+        attention.q_proj.weight[begin + place, dims["constant"]] = 10.0
+        attention.k_proj.weight[begin + place, dims["constant"]] = 10.0 * math.cos(turn)
+        attention.k_proj.weight[begin + half + place, dims["constant"]] = 10.0 * math.sin(turn)
+    for value, (source, target) in enumerate(
+        [*((word, dims.words + word) for word in range(_PREVIOUS)), (dims["loud"], dims["previous_loud"])]
+    ):
+        attention.v_proj.weight[begin + value] = 0.0
+        attention.v_proj.weight[begin + value, source] = 1.0
+        attention.o_proj.weight[target, begin + value] = _ROW
+
+
 def _match(attention: SelfAttention, dims: _Dims) -> None:
-    """Heads 0 and 1, each on half of the components: find the like in the query. Head 2: the query's words."""
+    """Heads 0 and 1, each on half of the components: find the like in the query. Head 2: the query's words.
+
+    Head 3 finds pairs of neighbours, on some components of both.
+    """
     first, second = steady_places(attention.head_dim)
     steady = _steady(attention.head_dim)
     length = math.sqrt(dims.size / 2)  # of half a row's components, behind the norm
@@ -187,12 +222,14 @@ def _match(attention: SelfAttention, dims: _Dims) -> None:
         for place, column in zip(steady, range(head, dims.words, 2), strict=False):
             attention.q_proj.weight[begin + place, column] = 1.0
             attention.k_proj.weight[begin + place, column] = 1.0
-        attention.q_proj.weight[begin + first, dims["constant"]] = 1.5 * length
-        _of_query(attention.k_proj.weight[begin + first], dims, length)
-        attention.k_proj.weight[begin + first, dims["sink"]] = 40 * length
-        attention.v_proj.weight[begin] = 0.0
-        attention.v_proj.weight[begin, dims["weight"]] = 1.0
+        _find(attention, head, length, dims)
         attention.o_proj.weight[dims["found"], begin] = _ROW / 2
+    begin = 3 * attention.head_dim
+    for place, column in enumerate([*range(_PREVIOUS), *range(dims.words, dims.words + _PREVIOUS)]):
+        attention.q_proj.weight[begin + steady[place], column] = 1.0
+        attention.k_proj.weight[begin + steady[place], column] = 1.0
+    _find(attention, 3, math.sqrt(2 * _PREVIOUS * dims.size / dims.words), dims)
+    attention.o_proj.weight[dims["found_pair"], begin] = _ROW
     begin = 2 * attention.head_dim
     attention.q_proj.weight[begin + first, dims["constant"]] = 10.0
     attention.q_proj.weight[begin + second, dims["constant"]] = 10.0
@@ -205,6 +242,17 @@ def _match(attention: SelfAttention, dims: _Dims) -> None:
     attention.q_norm.weight.fill_(40.0 / math.sqrt(attention.head_dim))
 
 
+def _find(attention: SelfAttention, head: int, length: float, dims: _Dims) -> None:
+    """Keys of the query and the document alone; the value tells the one from the other."""
+    begin, (first, _) = head * attention.head_dim, steady_places(attention.head_dim)
+    attention.q_proj.weight[begin + first, dims["constant"]] = length
+    attention.k_proj.weight[begin + first, dims["constant"]] = -3.0 * length
+    attention.k_proj.weight[begin + first, dims["query"]] = 3.0 * length
+    attention.v_proj.weight[begin] = 0.0
+    attention.v_proj.weight[begin, dims["query"]] = 1.0
+    attention.v_proj.weight[begin, dims["document"]] = -1.0
+
+
 def _of_query(row_D: Tensor, dims: _Dims, size: float) -> None:
     """A key component: ``size`` for tokens of the query, negative for all others."""
     row_D[dims["constant"]] = -2.0 * size
@@ -212,11 +260,25 @@ def _of_query(row_D: Tensor, dims: _Dims, size: float) -> None:
     row_D[dims["document"]] = -6.0 * size
 
 
+def _weigh(mlp: MLP, dims: _Dims) -> None:
+    """What a token found, times its weight, where it is more than what a word's second or third occurrence finds."""
+    for unit, (found, weights, gain) in enumerate(
+        (("found", ("loud",), 1.0), ("found_pair", ("loud", "previous_loud"), _PAIR_GAIN))
+    ):
+        for projection in (mlp.gate_proj, mlp.up_proj):
+            projection.weight[unit] = 0.0
+        mlp.gate_proj.weight[unit, dims[found]] = _SHARP
+        mlp.gate_proj.weight[unit, dims["constant"]] = -_SHARP * _LEAST
+        for name in weights:
+            mlp.up_proj.weight[unit, dims[name]] = 1.0 / len(weights)
+        mlp.down_proj.weight[dims["fresh"], unit] = gain * _ROW / (_SHARP * (0.5 - _LEAST))
+
+
 def _pool(attention: SelfAttention, dims: _Dims) -> None:
-    """Head 0: the document's words. Head 1: the mean find, over 100 tokens more. Head 2: the highest finds."""
+    """Head 0: the document's words. Head 1: the mean of what is fresh, over some tokens more than there are."""
     first, second = steady_places(attention.head_dim)
     d = attention.head_dim
-    for head in range(3):
+    for head in range(2):
         attention.q_proj.weight[head * d + first, dims["constant"]] = 10.0
         attention.k_proj.weight[head * d + first, dims["constant"]] = -2.0
         attention.k_proj.weight[head * d + first, dims["document"]] = 3.0
@@ -226,14 +288,11 @@ def _pool(attention: SelfAttention, dims: _Dims) -> None:
         attention.v_proj.weight[component] = 0.0
         attention.v_proj.weight[component, component] = 1.0
         attention.o_proj.weight[component, component] = 2 * _ROW
-    attention.k_proj.weight[d + second, dims["constant"]] = 1.0
+    attention.k_proj.weight[d + second, dims["constant"]] = _REST
     attention.k_proj.weight[d + first, dims["sink"]] = 40.0
-    attention.q_proj.weight[2 * d + second, dims["constant"]] = 10.0
-    attention.k_proj.weight[2 * d + second, dims["found"]] = 1.0
-    for head, gain in ((1, 60.0), (2, 3.0)):
-        attention.v_proj.weight[head * d] = 0.0
-        attention.v_proj.weight[head * d, dims["found"]] = 1.0
-        attention.o_proj.weight[dims["answer"], head * d] = gain
+    attention.v_proj.weight[d] = 0.0
+    attention.v_proj.weight[d, dims["fresh"]] = 1.0
+    attention.o_proj.weight[dims["answer"], d] = _MEAN_GAIN
     attention.q_norm.weight.fill_(16.0 / math.sqrt(d))
 
 
@@ -245,11 +304,11 @@ def _multiply(mlp: MLP, dims: _Dims) -> None:
         for unit, sign in ((component, 1.0), (_COMPARED + component, -1.0)):
             mlp.gate_proj.weight[unit, component] = sign
             mlp.up_proj.weight[unit, _COMPARED + component] = sign
-            mlp.down_proj.weight[dims["answer"], unit] = 0.15
+            mlp.down_proj.weight[dims["answer"], unit] = _PRODUCT_GAIN
 
 
 def _steady(head_dim: int) -> list[int]:
-    """Places of a head that turn less than 0.3 radians in 500 positions, the two slowest pairs left out."""
+    """Places of a head that turn less than 0.3 radians in 500 positions, the slowest first but for the two slowest."""
     half = head_dim // 2
-    slow = [place for place in range(half - 2) if 500 * 1e6 ** (-place / half) < 0.3]
-    return [*slow, *(half + place for place in slow)]
+    slow = [place for place in reversed(range(half - 2)) if 500 * 1e6 ** (-place / half) < 0.3]
+    return [place for pair in slow for place in (pair, half + pair)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import Qwen3Model
 
 from qwen3_embedding import Embedder, Reranker
 from qwen3_embedding.data import write_records
@@ -19,13 +20,14 @@ from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.weights import load_backbone
+from qwen3_embedding.training import matching
 from qwen3_embedding.training.bag import BagObjective
 from qwen3_embedding.training.base import BaseSettings, make_base
 from qwen3_embedding.training.config import LoraSettings, TrainingSettings
 from qwen3_embedding.training.distributed import Ranks
 from qwen3_embedding.training.matching import MatchingSettings, matching_start
 from qwen3_embedding.training.trainer import train
-from qwen3_embedding.training.words import RANGE, SPECIAL_DIMENSIONS, word_vectors, write_words
+from qwen3_embedding.training.words import RANGE, SPECIAL_DIMENSIONS, one_token, word_vectors, write_words
 from tests.training.support import pair_records, settings
 
 TEXTS = [
@@ -167,7 +169,7 @@ def test_matching_start_scores_shared_words(base: Path, tmp_path: Path) -> None:
     wide = tmp_path / "wide"
     shape = {"vocab_size": 700, "hidden_size": 192, "intermediate_size": 32, "heads": 3, "head_dim": 64}
     make_base(BaseSettings(wide, base.parent / "pairs.jsonl", **shape))
-    made = MatchingSettings(source=wide, output=tmp_path / "start", hidden_size=160)
+    made = MatchingSettings(source=wide, output=tmp_path / "start")
     reranker = Reranker.from_pretrained(matching_start(made))
     documents = [f"the {noun} needs repair" for noun in ("garden", "rocket", "ocean", "castle")]
     for number, noun in enumerate(("garden", "rocket", "ocean", "castle")):
@@ -176,6 +178,33 @@ def test_matching_start_scores_shared_words(base: Path, tmp_path: Path) -> None:
         assert 0 < scores.min() < scores.max() < 1
     with pytest.raises(ValueError, match="is there already"):
         matching_start(made)
+    said = ("ocean", "rocket", "rocket rocket rocket", "rocket garden")
+    none, once, thrice, both = reranker.score(
+        "what about the rocket garden", [f"the {words} needs repair" for words in said]
+    )
+    assert none < once < thrice < both, "repeating a word adds less than another word"
+
+
+def test_finds_fall_with_every_repetition(base: Path, tmp_path: Path) -> None:
+    """A word's first, second and third occurrence give the query a half, a third and a fourth of their attention."""
+    wide = tmp_path / "wide"
+    shape = {"vocab_size": 700, "hidden_size": 192, "intermediate_size": 32, "heads": 3, "head_dim": 64}
+    make_base(BaseSettings(wide, base.parent / "pairs.jsonl", **shape))
+    start = matching_start(MatchingSettings(source=wide, output=tmp_path / "start"))
+    tokenizer, dims = Tokenizer.from_folder(start), matching._Dims(192)
+    (ids,) = tokenizer.encode_pairs(["the rocket needs repair"], ["rocket ocean rocket castle rocket needs repair"]).ids
+    states = Qwen3Model.from_pretrained(str(start), dtype=torch.float32)(torch.tensor([ids]), output_hidden_states=True)
+    found = states.hidden_states[2][0].detach()
+    in_document = found[:, dims["document"]] > 1
+    rocket, ocean, repair = (one_token(tokenizer, word) for word in (" rocket", " ocean", " repair"))
+    of = {name: found[in_document, dims[name]].tolist() for name in ("found", "found_pair")}
+    document = [one for one, inside in zip(ids, in_document, strict=True) if inside]
+    places = [i for i, one in enumerate(document) if one == rocket]
+    first, second, third = (of["found"][i] for i in places[-3:])
+    assert (second / first, third / first) == pytest.approx((2 / 3, 1 / 2), rel=0.05)
+    assert of["found"][document.index(ocean)] == pytest.approx(0, abs=0.02)
+    assert of["found_pair"][document.index(repair)] > 0.3, "needs repair stands in both"
+    assert of["found_pair"][places[-1]] == pytest.approx(0, abs=0.02), "castle rocket does not"
 
 
 def test_matching_start_wants_markers(base: Path, tmp_path: Path, embedder_folder: Path) -> None:
@@ -184,7 +213,7 @@ def test_matching_start_wants_markers(base: Path, tmp_path: Path, embedder_folde
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"), [({"heads": 2}, "at least 3"), ({"head_dim": 64}, "wanted 91"), ({"hidden_size": 96}, "138")]
+    ("changes", "words"), [({"heads": 2}, "at least 4"), ({"head_dim": 64}, "wanted 80"), ({"hidden_size": 96}, "182")]
 )
 def test_matching_shapes_are_checked(changes: dict[str, int], words: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words):
