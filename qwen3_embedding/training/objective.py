@@ -28,6 +28,8 @@ class StepReport:
     masked: Mapping[str, int] = field(default_factory=dict)
     candidates: Mapping[str, int] = field(default_factory=dict)
     by_dimension: Mapping[int, float] = field(default_factory=dict)
+    saturated_fraction: float = 0.0
+    """Of a reranker's pairs: those whose yes is so certain that float32 has 1 for it and their order is lost."""
 
 
 class Objective(Protocol):

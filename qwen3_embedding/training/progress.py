@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from qwen3_embedding.optional import require
 
-FIGURES = ("loss", "masked_fraction", "tokens_per_second", "learning_rate", "gradient_norm")
+FIGURES = ("loss", "masked_fraction", "saturated_fraction", "tokens_per_second", "learning_rate", "gradient_norm")
 
 
 class Log:
@@ -118,12 +118,12 @@ class Display:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn(
-                "loss {task.fields[loss]:.4f} · masked {task.fields[masked]:.2%} · {task.fields[speed]:,.0f} tok/s"
+                "loss {task.fields[loss]:.4f} · {task.fields[watched]} · {task.fields[speed]:,.0f} tok/s"
             ),
             TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not show, transient=False)
-        self._task = self._bar.add_task("train", total=steps, completed=done, loss=float("nan"), masked=0.0, speed=0.0)
+        self._task = self._bar.add_task("train", total=steps, completed=done, loss=float("nan"), watched="", speed=0.0)
         self._writers = writers
 
     def __enter__(self) -> Display:
@@ -143,7 +143,7 @@ class Display:
             self._task,
             completed=entry["step"],
             loss=entry["loss"],
-            masked=entry["masked_fraction"],
+            watched=_watched(entry),
             speed=entry["tokens_per_second"],
         )
         self.write(entry["step"], {name: entry[name] for name in FIGURES})
@@ -152,3 +152,10 @@ class Display:
         """Hand figures of a step to the other places."""
         for writer in self._writers:
             writer.write(step, figures)
+
+
+def _watched(entry: dict[str, Any]) -> str:
+    """What the loss alone does not show: negatives that were masked, or a reranker's scores at their end."""
+    if entry["saturated_fraction"]:
+        return f"saturated {entry['saturated_fraction']:.2%}"
+    return f"masked {entry['masked_fraction']:.2%}"

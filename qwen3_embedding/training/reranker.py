@@ -33,6 +33,8 @@ from qwen3_embedding.training.precision import Precision, matmul_precision
 from qwen3_embedding.training.token_store import chosen_records
 from qwen3_embedding.types import IntArray
 
+SATURATED = 17.0
+"""Log odds from which float32 has 1 for the probability of yes: what scores so keeps no order."""
 _CANDIDATES = 3  # stream of random numbers, beside the mixture's and the embedder's
 
 
@@ -282,6 +284,8 @@ class RerankerObjective:
             return LossReport(self._loss(_matrix(log_odds, present), present.to(log_odds.device), teacher) * share)
 
         report, gradient = grad_cache.vector_gradients(chunks, loss_of)
+        saturated = (grad_cache.gather(chunks) > SATURATED).sum()
+        counts = ranks.sum(torch.stack([saturated, saturated.new_tensor(len(sequences))]).float())
         grad_cache.backward_chunks(encode, chunks, gradient)
         return StepReport(
             group=batch.group,
@@ -290,6 +294,7 @@ class RerankerObjective:
             texts=len(sequences),
             epoch=batch.epoch,
             candidates={"own_negatives": len(sequences) - len(mine)},
+            saturated_fraction=float(counts[0] / counts[1].clamp_min(1)),
         )
 
     def _weight(self, query: Candidates) -> int:

@@ -233,6 +233,7 @@ def log_entry(step: int, report: StepReport, rate: float, norm: float, seconds: 
         "loss_by_dimension": {str(size): loss for size, loss in report.by_dimension.items()},
         "masked_fraction": report.masked_fraction,
         "masked": dict(report.masked),
+        "saturated_fraction": report.saturated_fraction,
         "candidates": dict(report.candidates),
         "gradient_norm": norm,
         "learning_rate": rate,

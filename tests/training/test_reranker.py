@@ -16,7 +16,7 @@ from qwen3_embedding.errors import DataError
 from qwen3_embedding.inputs.packing import pack
 from qwen3_embedding.training.config import RunSettings, TrainingSettings
 from qwen3_embedding.training.distributed import Ranks
-from qwen3_embedding.training.reranker import RerankerObjective
+from qwen3_embedding.training.reranker import SATURATED, RerankerObjective
 from qwen3_embedding.training.trainer import train
 from tests.support.checkpoints import make_reranker_folder
 from tests.training.support import graded_records, settings
@@ -155,6 +155,17 @@ def test_the_other_losses_train(tmp_path: Path, reranker_folder: Path, loss: str
     train(made, show=False)
     after = RerankerObjective(replace(made, model=made.output), CPU).backward(0, RUN, Ranks()).loss
     assert after < before
+
+
+def test_pairs_that_score_one_are_counted(tmp_path: Path, reranker_folder: Path) -> None:
+    objective = RerankerObjective(make(tmp_path, reranker_folder), CPU)
+    assert objective.backward(0, RUN, Ranks()).saturated_fraction == 0
+    with torch.no_grad():
+        objective.backbone.norm.weight.mul_(1e4)  # certain of everything, of yes and of no
+    fraction = objective.backward(0, RUN, Ranks()).saturated_fraction
+    assert 0 < fraction < 1
+    sure = torch.tensor([SATURATED - 1, SATURATED + 1]).sigmoid()
+    assert (sure == 1).tolist() == [False, True]
 
 
 def test_random_negatives_are_of_other_records_and_answer_nothing_known(tmp_path: Path, reranker_folder: Path) -> None:
