@@ -44,7 +44,7 @@ def main() -> None:
         stage()
         note_seconds(name, time.monotonic() - started)
     if arguments.install:
-        install()
+        install(arguments.data)
 
 
 def stages(data: Path) -> Iterator[tuple[str, Path, Callable[[], object]]]:
@@ -95,13 +95,15 @@ def note_seconds(name: str, seconds: float) -> None:
     print(f"{name}: {seconds:.0f} s")
 
 
-def install() -> None:
-    """Copy both models into the package, beside first, then renamed."""
+def install(data: Path) -> None:
+    """Copy both models into the package, beside first, then renamed; their settings name ``data`` as the recipes do."""
     for name in ("nano-embedding", "nano-reranker"):
         beside = ASSETS / f"{name}.partial"
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(RUNS / name, beside)
         shutil.copyfile(ASSETS / name / "LICENSE", beside / "LICENSE")
+        settings = beside / "training.toml"
+        settings.write_text(settings.read_text(encoding="utf-8").replace(f'"{data}/', '"data/'), encoding="utf-8")
         shutil.rmtree(ASSETS / name, ignore_errors=True)
         os.rename(beside, ASSETS / name)
 
