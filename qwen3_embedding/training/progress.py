@@ -117,9 +117,7 @@ class Display:
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
-            TextColumn(
-                "loss {task.fields[loss]:.4f} · {task.fields[watched]} · {task.fields[speed]:,.0f} tok/s"
-            ),
+            TextColumn("loss {task.fields[loss]:.4f} · {task.fields[watched]} · {task.fields[speed]:,.0f} tok/s"),
             TimeRemainingColumn(),
         )
         self._bar = Progress(*columns, console=Console(stderr=True), disable=not show, transient=False)
