@@ -43,7 +43,7 @@ _COMPARED = 64  # components of the two sums that are multiplied
 _LEAST = 0.27  # of a find: a word's first occurrence in the document finds 1/2, the second 1/3, the third 1/4
 _SHARP = 80.0  # how sharply finds below that are dropped: what is left of hundreds of nothings must be nothing
 _REST = 1.18  # how much the mean find is taken over beside the document's tokens: as much as some 300 tokens more
-_MEAN_GAIN, _PRODUCT_GAIN, _PAIR_GAIN = 200.0, 0.005, 2.0
+_MEAN_GAIN, _PAIR_GAIN = 200.0, 2.0
 _ROW = 2.0  # root mean square of a row of the table, so that one unit behind a norm is this much before it
 
 
@@ -58,6 +58,9 @@ class MatchingSettings:
     intermediate_size: int = 192
     heads: int = 4
     head_dim: int = 256
+    meaning: float = 0.005
+    """How loud the product of the two sums of words is beside the words found: more where queries and passages share
+    meanings and no words."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -129,7 +132,7 @@ def matching_start(settings: MatchingSettings) -> Path:
         _match(layers[1].self_attn, dims)
         _weigh(layers[1].mlp, dims)
         _pool(layers[2].self_attn, dims)
-        _multiply(layers[2].mlp, dims)
+        _multiply(layers[2].mlp, dims, settings.meaning)
         backbone.norm.weight.fill_(0.002)
         backbone.norm.weight[dims["answer"]] = 1.0
     beside = output.with_name(output.name + ".partial")
@@ -296,7 +299,7 @@ def _pool(attention: SelfAttention, dims: _Dims) -> None:
     attention.q_norm.weight.fill_(16.0 / math.sqrt(d))
 
 
-def _multiply(mlp: MLP, dims: _Dims) -> None:
+def _multiply(mlp: MLP, dims: _Dims, gain: float) -> None:
     """The product of the two sums, by ``silu(a) b + silu(-a) (-b) = a b``."""
     mlp.gate_proj.weight[: 2 * _COMPARED] = 0.0
     mlp.up_proj.weight[: 2 * _COMPARED] = 0.0
@@ -304,7 +307,7 @@ def _multiply(mlp: MLP, dims: _Dims) -> None:
         for unit, sign in ((component, 1.0), (_COMPARED + component, -1.0)):
             mlp.gate_proj.weight[unit, component] = sign
             mlp.up_proj.weight[unit, _COMPARED + component] = sign
-            mlp.down_proj.weight[dims["answer"], unit] = _PRODUCT_GAIN
+            mlp.down_proj.weight[dims["answer"], unit] = gain
 
 
 def _steady(head_dim: int) -> list[int]:

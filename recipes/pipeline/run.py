@@ -62,6 +62,8 @@ class PipelineRecipe:
     merge: Literal["linear", "spherical-mean"] = "spherical-mean"
     reranker_start: Literal["embedder", "matching"] = "embedder"
     """The merged embedder itself, or layers that match words (training/matching.py)."""
+    reranker_meaning: float = 0.005
+    """Of layers that match words: how loud they compare the two texts' meanings beside their words."""
     made: bool = False
     """Records and task in a made-up language (made.py), in place of ``--data`` and ``--evaluation``."""
     instruction: str | None = None
@@ -250,7 +252,8 @@ class Pipeline:
     def _matching_start(self, output: Path) -> None:
         from qwen3_embedding.training.matching import MatchingSettings, matching_start
 
-        matching_start(MatchingSettings(source=self.folder / "embedder", output=output))
+        source, meaning = self.folder / "embedder", self.recipe.reranker_meaning
+        matching_start(MatchingSettings(source=source, output=output, meaning=meaning))
 
     def _merge(self, sources: list[Path], output: Path) -> None:
         from qwen3_embedding.merging.merge import merge
