@@ -298,9 +298,8 @@ def _rerank(
         head, tail = ranking[: settings.candidates], ranking[settings.candidates :]
         texts = [collection.documents[document] for document, _ in head]
         scores_C = scorer.score(collection.queries[query], texts, task) if texts else np.empty(0, dtype=np.float32)
-        if texts:
-            before_C = np.array([score for _, score in head], dtype=np.float32)
-            scores_C = interpolate(before_C, scores_C, settings.rerank_weight)
+        before_C = np.array([score for _, score in head], dtype=np.float32)
+        scores_C = interpolate(before_C, scores_C, settings.rerank_weight)
         order = [head[i][0] for i in np.argsort(-scores_C, kind="stable")] + [document for document, _ in tail]
         reranked[query] = [(document, float(len(order) - place)) for place, document in enumerate(order)]
         if time.perf_counter() - told > 10:

@@ -56,7 +56,7 @@ def interpolate(first_N: FloatArray, reranker_N: FloatArray, weight: float) -> F
     """(N,) ``(1 - weight) * first + weight * reranker``: what orders candidates when the first stage keeps a say.
 
     Both are stretched to 0..1 over the candidates first, for their scales have nothing to do with each other; scores
-    that are all equal count as 0.  A weight of 1 gives the reranker's own scores back, as they are.
+    that are all equal count as 0.  N may be 0.  A weight of 1 gives the reranker's own scores back, as they are.
 
     Source: interpolation of first-stage and reranker scores, as in Wang, Zhuang and Zuccon 2021, "BERT-based Dense
     Retrievers Require Interpolation with BM25 for Effective Passage Retrieval".
@@ -67,10 +67,9 @@ def interpolate(first_N: FloatArray, reranker_N: FloatArray, weight: float) -> F
 
 
 def _stretched(scores_N: FloatArray) -> FloatArray:
-    low, high = scores_N.min(), scores_N.max()
-    if low == high:
+    if not scores_N.size or scores_N.min() == scores_N.max():
         return np.zeros(len(scores_N), dtype=np.float32)
-    return np.asarray((scores_N - low) / (high - low), dtype=np.float32)
+    return np.asarray((scores_N - scores_N.min()) / np.ptp(scores_N), dtype=np.float32)
 
 
 def best_first(ranking: Ranking) -> Ranking:

@@ -303,7 +303,7 @@ def rerank_within(
         The reranked hits in the reranker's order, behind them the others in theirs; and how many were reranked.
     """
     began = time.perf_counter()
-    parts: list[FloatArray] = []
+    parts = [np.empty(0, dtype=np.float32)]
     done, step = 0, _TRIAL
     while done < len(hits):
         spent = time.perf_counter() - began
@@ -313,11 +313,11 @@ def rerank_within(
             break
         parts.append(_scores(reranker, query, hits[done : done + step], instruction))
         done += len(parts[-1])
-    scores_N = np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
-    return _ordered(hits[:done], scores_N, weight) + list(hits[done:]), done
+    return _ordered(hits[:done], np.concatenate(parts), weight) + list(hits[done:]), done
 
 
 def _scores(reranker: Scorer, query: str, hits: Sequence[Hit], instruction: str | None) -> FloatArray:
+    """(N,) finite, or words about what the reranker did wrong."""
     if not hits:
         return np.empty(0, dtype=np.float32)
     scores_N = np.asarray(reranker.score(query, [hit.text for hit in hits], instruction=instruction))
@@ -330,8 +330,6 @@ def _scores(reranker: Scorer, query: str, hits: Sequence[Hit], instruction: str 
 
 def _ordered(hits: Sequence[Hit], reranker_N: FloatArray, weight: float) -> list[Hit]:
     """Best first; equal scores keep their order."""
-    if not hits:
-        return []
     scores_N = interpolate(np.array([hit.score for hit in hits], dtype=np.float32), reranker_N, weight)
     return [replace(hits[i], score=float(scores_N[i]), origin="rerank") for i in np.argsort(-scores_N, kind="stable")]
 

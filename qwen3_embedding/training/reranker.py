@@ -285,16 +285,18 @@ class RerankerObjective:
 
         report, gradient = grad_cache.vector_gradients(chunks, loss_of)
         saturated = (grad_cache.gather(chunks) > SATURATED).sum()
-        counts = ranks.sum(torch.stack([saturated, saturated.new_tensor(len(sequences))]).float())
+        loss, certain, pairs = ranks.sum(
+            torch.stack([report.loss.detach(), saturated, saturated.new_tensor(len(sequences))])
+        ).tolist()
         grad_cache.backward_chunks(encode, chunks, gradient)
         return StepReport(
             group=batch.group,
-            loss=float(ranks.sum(report.loss.detach().clone())),
+            loss=loss,
             tokens=sum(chunk.packed.n_tokens for chunk in chunks),
             texts=len(sequences),
             epoch=batch.epoch,
             candidates={"own_negatives": len(sequences) - len(mine)},
-            saturated_fraction=float(counts[0] / counts[1].clamp_min(1)),
+            saturated_fraction=certain / max(1, pairs),
         )
 
     def _weight(self, query: Candidates) -> int:

@@ -69,6 +69,11 @@ def test_a_reranker_with_a_share_against_the_formula(weight: float) -> None:
     np.testing.assert_allclose(found, second if weight == 1 else expected, atol=1e-6)
 
 
+def test_nothing_to_order_is_no_error() -> None:
+    nothing = np.empty(0, np.float32)
+    assert interpolate(nothing, nothing, 0.3).shape == interpolate(nothing, nothing, 1.0).shape == (0,)
+
+
 def test_scores_that_are_all_equal_decide_nothing() -> None:
     same, other = np.full(3, 0.5, np.float32), np.array([0.1, 0.9, 0.5], np.float32)
     assert interpolate(same, other, 0.2).argmax() == interpolate(other, same, 0.2).argmax() == 1
