@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +36,9 @@ from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training.export import export_embedder
 from qwen3_embedding.training.words import one_token, silence, steady_places, word_vectors
 
-_MARKERS = ("query_marker", "document_marker", "sink", "constant", "weight")
+_MARKERS = ("query_marker", "document_marker", "sink", "constant", "log_weight")
 _FOUND = ("found", "found_pair", "fresh")
-_SPECIAL = (*_MARKERS, "loud", "previous_loud", "query", "document", *_FOUND, "answer", "fill")
+_SPECIAL = (*_MARKERS, "weight", "previous_weight", "query", "document", *_FOUND, "answer", "fill")
 _PREVIOUS = 40  # components of the token before
 _COMPARED = 64  # components of the two sums that are multiplied
 _LEAST = 0.27  # of a find: a word's first occurrence in the document finds 1/2, the second 1/3, the third 1/4
@@ -143,17 +144,17 @@ def matching_start(settings: MatchingSettings) -> Path:
 
 
 def _table(vectors_VW: Tensor, tokenizer: Tokenizer, dims: _Dims) -> Tensor:
-    """(V, D): directions, weights from 0 to 1 and their logarithms, markers; rows filled up to the same length."""
+    """(V, D): directions, weights and their logarithms (0 to 1), markers; rows filled up to the same length."""
     lengths_V = vectors_VW.norm(dim=1)
     heard_V = lengths_V > 1e-9
     heard_V[_control_ids(tokenizer)] = False
     log_V = lengths_V.clamp_min(1e-9).log()
     low, high = log_V[heard_V].quantile(0.02), log_V[heard_V].quantile(0.98)
     table_VD = torch.zeros(len(vectors_VW), dims.size)
-    table_VD[:, dims["weight"]] = _ROW * ((log_V - low) / (high - low)).clamp(0, 1) * heard_V
-    table_VD[:, dims["loud"]] = _ROW * (lengths_V / lengths_V[heard_V].quantile(0.98)).clamp(0, 1) * heard_V
+    table_VD[:, dims["log_weight"]] = _ROW * ((log_V - low) / (high - low)).clamp(0, 1) * heard_V
+    table_VD[:, dims["weight"]] = _ROW * (lengths_V / lengths_V[heard_V].quantile(0.98)).clamp(0, 1) * heard_V
+    table_VD[_template_ids(tokenizer), dims["log_weight"]] = 0.0
     table_VD[_template_ids(tokenizer), dims["weight"]] = 0.0
-    table_VD[_template_ids(tokenizer), dims["loud"]] = 0.0
     table_VD[:, dims["constant"]] = _ROW
     table_VD[one_token(tokenizer, "<Query"), dims["query_marker"]] = 3 * _ROW
     table_VD[one_token(tokenizer, "<Document"), dims["document_marker"]] = 3 * _ROW
@@ -197,15 +198,14 @@ def _mark(attention: SelfAttention, dims: _Dims) -> None:
 def _look_back(attention: SelfAttention, dims: _Dims) -> None:
     """Head 2: every token attends to the one before it, by rotary embedding alone, and copies its words and weight."""
     half, begin = attention.head_dim // 2, 2 * attention.head_dim
-    for place in range(half):
-        turn = 1e6 ** (-place / half)
+    for place, turn in enumerate(_turns(attention.head_dim)):
         if turn < 0.3:
             break
         attention.q_proj.weight[begin + place, dims["constant"]] = 10.0
         attention.k_proj.weight[begin + place, dims["constant"]] = 10.0 * math.cos(turn)
         attention.k_proj.weight[begin + half + place, dims["constant"]] = 10.0 * math.sin(turn)
     for value, (source, target) in enumerate(
-        [*((word, dims.words + word) for word in range(_PREVIOUS)), (dims["loud"], dims["previous_loud"])]
+        [*((word, dims.words + word) for word in range(_PREVIOUS)), (dims["weight"], dims["previous_weight"])]
     ):
         attention.v_proj.weight[begin + value] = 0.0
         attention.v_proj.weight[begin + value, source] = 1.0
@@ -218,26 +218,18 @@ def _match(attention: SelfAttention, dims: _Dims) -> None:
     Head 3 finds pairs of neighbours, on some components of both.
     """
     first, second = steady_places(attention.head_dim)
-    steady = _steady(attention.head_dim)
-    length = math.sqrt(dims.size / 2)  # of half a row's components, behind the norm
+    half = math.sqrt(dims.size / 2)  # the length of half a row's components, behind the norm
     for head in range(2):
-        begin = head * attention.head_dim
-        for place, column in zip(steady, range(head, dims.words, 2), strict=False):
-            attention.q_proj.weight[begin + place, column] = 1.0
-            attention.k_proj.weight[begin + place, column] = 1.0
-        _find(attention, head, length, dims)
-        attention.o_proj.weight[dims["found"], begin] = _ROW / 2
-    begin = 3 * attention.head_dim
-    for place, column in enumerate([*range(_PREVIOUS), *range(dims.words, dims.words + _PREVIOUS)]):
-        attention.q_proj.weight[begin + steady[place], column] = 1.0
-        attention.k_proj.weight[begin + steady[place], column] = 1.0
-    _find(attention, 3, math.sqrt(2 * _PREVIOUS * dims.size / dims.words), dims)
-    attention.o_proj.weight[dims["found_pair"], begin] = _ROW
+        _find(attention, head, range(head, dims.words, 2), half, dims)
+        attention.o_proj.weight[dims["found"], head * attention.head_dim] = _ROW / 2
+    both = [*range(_PREVIOUS), *range(dims.words, dims.words + _PREVIOUS)]
+    _find(attention, 3, both, math.sqrt(len(both) * dims.size / dims.words), dims)
+    attention.o_proj.weight[dims["found_pair"], 3 * attention.head_dim] = _ROW
     begin = 2 * attention.head_dim
     attention.q_proj.weight[begin + first, dims["constant"]] = 10.0
     attention.q_proj.weight[begin + second, dims["constant"]] = 10.0
     _of_query(attention.k_proj.weight[begin + first], dims, 1.0)
-    attention.k_proj.weight[begin + second, dims["weight"]] = 1.0
+    attention.k_proj.weight[begin + second, dims["log_weight"]] = 1.0
     for component in range(_COMPARED):
         attention.v_proj.weight[begin + component] = 0.0
         attention.v_proj.weight[begin + component, component] = 1.0
@@ -245,9 +237,12 @@ def _match(attention: SelfAttention, dims: _Dims) -> None:
     attention.q_norm.weight.fill_(40.0 / math.sqrt(attention.head_dim))
 
 
-def _find(attention: SelfAttention, head: int, length: float, dims: _Dims) -> None:
-    """Keys of the query and the document alone; the value tells the one from the other."""
+def _find(attention: SelfAttention, head: int, columns: Sequence[int], length: float, dims: _Dims) -> None:
+    """Look for the like in these components, in query and document alone; the value tells the one from the other."""
     begin, (first, _) = head * attention.head_dim, steady_places(attention.head_dim)
+    for place, column in zip(_steady(attention.head_dim), columns, strict=False):
+        attention.q_proj.weight[begin + place, column] = 1.0
+        attention.k_proj.weight[begin + place, column] = 1.0
     attention.q_proj.weight[begin + first, dims["constant"]] = length
     attention.k_proj.weight[begin + first, dims["constant"]] = -3.0 * length
     attention.k_proj.weight[begin + first, dims["query"]] = 3.0 * length
@@ -266,7 +261,7 @@ def _of_query(row_D: Tensor, dims: _Dims, size: float) -> None:
 def _weigh(mlp: MLP, dims: _Dims) -> None:
     """What a token found, times its weight, where it is more than what a word's second or third occurrence finds."""
     for unit, (found, weights, gain) in enumerate(
-        (("found", ("loud",), 1.0), ("found_pair", ("loud", "previous_loud"), _PAIR_GAIN))
+        (("found", ("weight",), 1.0), ("found_pair", ("weight", "previous_weight"), _PAIR_GAIN))
     ):
         for projection in (mlp.gate_proj, mlp.up_proj):
             projection.weight[unit] = 0.0
@@ -286,7 +281,7 @@ def _pool(attention: SelfAttention, dims: _Dims) -> None:
         attention.k_proj.weight[head * d + first, dims["constant"]] = -2.0
         attention.k_proj.weight[head * d + first, dims["document"]] = 3.0
     attention.q_proj.weight[second, dims["constant"]] = 10.0
-    attention.k_proj.weight[second, dims["weight"]] = 1.0
+    attention.k_proj.weight[second, dims["log_weight"]] = 1.0
     for component in range(_COMPARED):
         attention.v_proj.weight[component] = 0.0
         attention.v_proj.weight[component, component] = 1.0
@@ -312,6 +307,10 @@ def _multiply(mlp: MLP, dims: _Dims, gain: float) -> None:
 
 def _steady(head_dim: int) -> list[int]:
     """Places of a head that turn less than 0.3 radians in 500 positions, the slowest first but for the two slowest."""
-    half = head_dim // 2
-    slow = [place for place in reversed(range(half - 2)) if 500 * 1e6 ** (-place / half) < 0.3]
-    return [place for pair in slow for place in (pair, half + pair)]
+    slow = [pair for pair, turn in enumerate(_turns(head_dim)[:-2]) if 500 * turn < 0.3]
+    return [place for pair in reversed(slow) for place in (pair, head_dim // 2 + pair)]
+
+
+def _turns(head_dim: int) -> list[float]:
+    """Radians a position by which rotary embedding turns each pair of places, the fastest first."""
+    return [BackboneConfig.rope_theta ** (-2 * pair / head_dim) for pair in range(head_dim // 2)]

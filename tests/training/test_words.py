@@ -46,6 +46,13 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_base(BaseSettings(folder / "base", folder / "pairs.jsonl", **shape))
 
 
+@pytest.fixture(scope="module")
+def wide(base: Path) -> Path:
+    """Wide enough for a reranker to grow from."""
+    shape = {"vocab_size": 700, "hidden_size": 192, "intermediate_size": 32, "heads": 3, "head_dim": 64}
+    return make_base(BaseSettings(base.parent / "wide", base.parent / "pairs.jsonl", **shape))
+
+
 def backbone_of(vocab_size: int, layers: int = 2) -> Backbone:
     return Backbone(
         BackboneConfig(
@@ -164,11 +171,8 @@ def test_bag_refuses_lora(base: Path, tmp_path: Path) -> None:
         BagObjective(bag_settings(tmp_path, base, lora=LoraSettings()), torch.device("cpu"))
 
 
-def test_matching_start_scores_shared_words(base: Path, tmp_path: Path) -> None:
+def test_matching_start_scores_shared_words(wide: Path, tmp_path: Path) -> None:
     """Before any training the passage with the query's words comes first."""
-    wide = tmp_path / "wide"
-    shape = {"vocab_size": 700, "hidden_size": 192, "intermediate_size": 32, "heads": 3, "head_dim": 64}
-    make_base(BaseSettings(wide, base.parent / "pairs.jsonl", **shape))
     made = MatchingSettings(source=wide, output=tmp_path / "start")
     reranker = Reranker.from_pretrained(matching_start(made))
     documents = [f"the {noun} needs repair" for noun in ("garden", "rocket", "ocean", "castle")]
@@ -185,11 +189,8 @@ def test_matching_start_scores_shared_words(base: Path, tmp_path: Path) -> None:
     assert none < once < thrice < both, "repeating a word adds less than another word"
 
 
-def test_finds_fall_with_every_repetition(base: Path, tmp_path: Path) -> None:
+def test_finds_fall_with_every_repetition(wide: Path, tmp_path: Path) -> None:
     """A word's first, second and third occurrence give the query a half, a third and a fourth of their attention."""
-    wide = tmp_path / "wide"
-    shape = {"vocab_size": 700, "hidden_size": 192, "intermediate_size": 32, "heads": 3, "head_dim": 64}
-    make_base(BaseSettings(wide, base.parent / "pairs.jsonl", **shape))
     start = matching_start(MatchingSettings(source=wide, output=tmp_path / "start"))
     tokenizer, dims = Tokenizer.from_folder(start), matching._Dims(192)
     (ids,) = tokenizer.encode_pairs(["the rocket needs repair"], ["rocket ocean rocket castle rocket needs repair"]).ids
