@@ -238,7 +238,10 @@ def _match(attention: SelfAttention, dims: _Dims) -> None:
 
 
 def _find(attention: SelfAttention, head: int, columns: Sequence[int], length: float, dims: _Dims) -> None:
-    """Look for the like in these components, in query and document alone; the value tells the one from the other."""
+    """Look for the like in these components, in query and document alone; the value tells the one from the other.
+
+    ``length`` is that of the components together, behind the norm.
+    """
     begin, (first, _) = head * attention.head_dim, steady_places(attention.head_dim)
     for place, column in zip(_steady(attention.head_dim), columns, strict=False):
         attention.q_proj.weight[begin + place, column] = 1.0
