@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,16 @@ if TYPE_CHECKING:
 
 Log = Callable[[str], None]
 
+ONLY_BENCHMARK = ("task", "policy")
+ONLY_FOLDERS = (
+    "table", "beside", "first_stage", "dense_weight", "fusion", "instruction", "max_queries", "rerank_queries",
+    "rerank_weight", "training", "split", "cache",
+)  # fmt: skip
+"""Options that mean nothing to the other way of evaluating."""
+
 
 def command(
+    context: typer.Context,
     folders: Annotated[
         list[Path] | None, typer.Argument(help="Tasks (docs/evaluation.md), or folders of tasks.")
     ] = None,
@@ -98,6 +106,7 @@ def command(
 
     if bool(folders) == bool(benchmark):
         raise ValueError("wanted folders of tasks, or --benchmark NAME, and not both")
+    _refuse_unused(context, ONLY_FOLDERS if benchmark else ONLY_BENCHMARK, "with" if benchmark else "without")
     where = parse_devices(devices) if devices else [device]
     more = {"dtype": dtype, "offline": offline, "hub": hub(hub_name)}
     log: Log = (lambda line: None) if quiet else (lambda line: print(line, file=sys.stderr, flush=True))
@@ -122,6 +131,19 @@ def command(
         )
         evaluated = evaluate(folders or [], encoder, scorer, settings, out, cache, log, training or [])
         _show(evaluated, out, table, beside or [], as_json)
+
+
+def _refuse_unused(context: typer.Context, names: Sequence[str], preposition: str) -> None:
+    """See that no option was given which this way of evaluating would pass over.
+
+    Raises:
+        ValueError: one was.
+    """
+    sources = {name: context.get_parameter_source(name) for name in names}
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise ValueError(f"{options}: not taken {preposition} --benchmark; leave it out")
 
 
 def _show(evaluation: Evaluation, out: Path, table: Path | None, beside: list[str], as_json: bool) -> None:

@@ -241,14 +241,23 @@ def _measured(board: Board, others: Mapping[str, Board]) -> str:
             "the queries and positives that the models learnt from; paraphrases are not found."
         )
     for title, other in others.items():
-        lines.append(f"{title}: {other.report['embedder']}, the same sets through the same protocols.")
+        lines.append(f"{title}: {_model(other.report['embedder'])}, the same sets through the same protocols.")
     minutes = sum(task["seconds"] for task in board.tasks) / 60
     versions = environment["versions"]
     lines.append(
         f"Measured {environment['created'][:10]} on {environment['hardware']}; commit "
-        f"`{environment['commit'] or '?'}`, torch {versions.get('torch', '?')}; {minutes:.0f} minutes for all sets."
+        f"`{environment['commit'] or '?'}`, torch {versions.get('torch', '?')}; {_minutes(minutes)} for all sets."
     )
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _minutes(minutes: float) -> str:
+    return "1 minute" if round(minutes) == 1 else f"{minutes:.0f} minutes"
+
+
+def _model(name: str) -> str:
+    """A model's name; of a folder somewhere on a disk its last part, which is all that says something elsewhere."""
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _check_same(board: Board, other: Board, title: str) -> None:

@@ -77,6 +77,19 @@ def test_the_command_takes_servers_devices_and_other_models(
     assert other["retrieval"]["embedder"] == pytest.approx(local["retrieval"]["embedder"], abs=1e-6)
     table = ["--table", "results.md", "--beside", "ST=st/o"]
     scores("local/o", str(tasks / "sts"), str(tasks / "retrieval"), "--embedder", str(embedder_folder), *table)
-    assert "| ST |" in (tmp_path / "results.md").read_text()
-    for wrong in ([], [str(tasks), "--benchmark", "MLDR"]):
-        assert isinstance(run.invoke(app, ["evaluate", *wrong]).exception, ValueError)
+    page = (tmp_path / "results.md").read_text()
+    assert "| ST |" in page
+    assert f"ST: {embedder_folder.name}, the same sets" in page
+    assert str(embedder_folder) not in page
+    for wrong, message in (
+        ([], "wanted folders of tasks, or --benchmark NAME"),
+        ([str(tasks), "--benchmark", "MLDR"], "wanted folders of tasks, or --benchmark NAME"),
+        (
+            ["--benchmark", "MLDR", "--rerank-weight", "0.3", "--split", "dev"],
+            "--rerank-weight, --split: not taken with --benchmark",
+        ),
+        ([str(tasks), "--policy", "mteb"], "--policy: not taken without --benchmark"),
+    ):
+        refused = run.invoke(app, ["evaluate", *wrong]).exception
+        assert isinstance(refused, ValueError)
+        assert message in str(refused)
