@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +35,8 @@ class Backbone(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
+        self.recomputing: Callable[[], AbstractContextManager[Any]] = nullcontext
+        """In which the backward pass runs a layer again, where the forward pass ran in one that it does not know of."""
         self.quantization: str | None = None
         self.native: NativeForward | None = None
         """Runs all layers in one call of our own kernel; only where nobody asks for gradients."""
@@ -119,7 +124,9 @@ class Backbone(nn.Module):
         self, layer: nn.Module, hidden_TD: Tensor, angles: Rotation, plan: AttentionPlan, dtype: torch.dtype
     ) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(layer, hidden_TD, angles, plan, use_reentrant=False)  # type: ignore[no-any-return]
+            contexts = nullcontext(), self.recomputing()
+            again = checkpoint(layer, hidden_TD, angles, plan, use_reentrant=False, context_fn=lambda: contexts)
+            return again  # type: ignore[no-any-return]
         return _as_type(layer, dtype)(hidden_TD, angles, plan)  # type: ignore[no-any-return]
 
 

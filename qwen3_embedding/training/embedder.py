@@ -25,7 +25,7 @@ from qwen3_embedding.training.export import DTYPES, export_embedder
 from qwen3_embedding.training.held_out import HeldOut
 from qwen3_embedding.training.losses import graded_loss, labelled_loss
 from qwen3_embedding.training.objective import StepReport
-from qwen3_embedding.training.precision import matmul_precision
+from qwen3_embedding.training.precision import checkpoint_layers, matmul_precision
 
 
 class EmbedderObjective:
@@ -35,7 +35,7 @@ class EmbedderObjective:
         self.settings, self.device = settings, device
         self.tokenizer = Tokenizer.from_folder(settings.model)
         self.backbone = trainable_backbone(settings.model, device)[0]
-        self.backbone.gradient_checkpointing = settings.run.gradient_checkpointing
+        checkpoint_layers(self.backbone, settings.run)
         # A chunk's gradient for the table is its own tokens' rows; as a whole table, every chunk would write all of it.
         self.backbone.embed_tokens.sparse = True
         if settings.lora is not None:

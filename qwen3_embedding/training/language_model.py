@@ -23,7 +23,7 @@ from qwen3_embedding.training.export import DTYPES, export_language_model
 from qwen3_embedding.training.language_batches import LanguageBatches, Sequence
 from qwen3_embedding.training.next_token import next_token_loss
 from qwen3_embedding.training.objective import StepReport
-from qwen3_embedding.training.precision import Precision, matmul_precision
+from qwen3_embedding.training.precision import Precision, checkpoint_layers, matmul_precision
 
 
 class LanguageModel:
@@ -80,7 +80,7 @@ class LanguageModelObjective:
     def __init__(self, settings: TrainingSettings, device: torch.device) -> None:
         self.settings = settings
         self.model = LanguageModel(settings.model, device)
-        self.backbone.gradient_checkpointing = settings.run.gradient_checkpointing
+        checkpoint_layers(self.backbone, settings.run)
         if settings.lora is not None:
             self.model.freeze_head()
             lora.attach(self.backbone, settings.lora, settings.run.seed)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+if TYPE_CHECKING:
+    from qwen3_embedding.model.backbone import Backbone
+    from qwen3_embedding.training.config import RunSettings
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -25,6 +30,12 @@ def matmul_precision(device: torch.device, precision: Precision) -> AbstractCont
     if device.type == "cpu":
         return _LinearInBf16()
     return torch.autocast(device.type, torch.bfloat16)
+
+
+def checkpoint_layers(backbone: Backbone, run: RunSettings) -> None:
+    """Gradient checkpointing as the run says: what the backward pass computes again is in the precision it had."""
+    backbone.gradient_checkpointing = run.gradient_checkpointing
+    backbone.recomputing = partial(matmul_precision, backbone.device, run.precision)
 
 
 class _LinearInBf16(TorchFunctionMode):

@@ -29,7 +29,7 @@ from qwen3_embedding.training.export import DTYPES, export_reranker
 from qwen3_embedding.training.held_out import candidate_ranks, ranking_metrics
 from qwen3_embedding.training.losses import distillation_loss, listwise_loss, yes_no_loss
 from qwen3_embedding.training.objective import StepReport
-from qwen3_embedding.training.precision import Precision, matmul_precision
+from qwen3_embedding.training.precision import Precision, checkpoint_layers, matmul_precision
 from qwen3_embedding.training.token_store import chosen_records
 from qwen3_embedding.types import IntArray
 
@@ -219,7 +219,7 @@ class RerankerObjective:
     def __init__(self, settings: TrainingSettings, device: torch.device) -> None:
         self.settings = settings
         self.judge = Judge(settings.model, device)
-        self.judge.backbone.gradient_checkpointing = settings.run.gradient_checkpointing
+        checkpoint_layers(self.judge.backbone, settings.run)
         if settings.lora is not None:
             self.judge.freeze_head()
             lora.attach(self.judge.backbone, settings.lora, settings.run.seed)

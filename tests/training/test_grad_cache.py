@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from qwen3_embedding.training import grad_cache
 from qwen3_embedding.training.config import RunSettings
 from qwen3_embedding.training.distributed import Ranks
 from qwen3_embedding.training.embedder import EmbedderObjective
+from qwen3_embedding.training.precision import checkpoint_layers
 from tests.training.support import settings
 
 CPU = torch.device("cpu")
@@ -61,6 +62,20 @@ def test_chunks_change_no_gradient(objective: EmbedderObjective, run: RunSetting
             scale = max(float(wanted[name].abs().max()), 1e-3 * max(float(g.abs().max()) for g in wanted.values()))
             assert float((gradient - wanted[name]).abs().max()) <= TOLERANCE * scale, name
     assert seen == {"retrieval", "sts", "classification"}
+
+
+def test_layers_are_computed_again_in_the_precision_they_had(objective: EmbedderObjective) -> None:
+    plain = RunSettings(chunk_tokens=100, kept_tokens=1, precision="bfloat16")
+    again = replace(plain, gradient_checkpointing=True)
+    loss, wanted = gradients(objective, plain, 0)
+    checkpoint_layers(objective.backbone, again)
+    got_loss, got = gradients(objective, again, 0)
+    checkpoint_layers(objective.backbone, plain)
+    assert got_loss == loss
+    for name, gradient in got.items():
+        torch.testing.assert_close(gradient, wanted[name], rtol=0, atol=0)
+    fp32 = gradients(objective, replace(plain, precision="float32"), 0)[1]
+    assert any(not torch.equal(gradient, fp32[name]) for name, gradient in got.items())
 
 
 def test_it_is_the_plain_loss(objective: EmbedderObjective) -> None:
