@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +30,8 @@ def command(
     if steps is not None:
         settings = replace(settings, run=replace(settings.run, steps=steps))
     trained = train(settings, show=not quiet)
+    if os.environ.get("RANK", "0") != "0":
+        return  # of the processes that torchrun starts one speaks
     if as_json:
         print(json.dumps({key: str(v) if isinstance(v, Path) else v for key, v in asdict(trained).items()}))
     else:
