@@ -312,6 +312,7 @@ def test_a_forked_child_computes_too(library: Library) -> None:
     wanted = run(*parts, hidden, angles, None).numpy()
     child = os.fork()
     if child == 0:  # pragma: no cover
+        torch.set_num_threads(1)  # its pool of threads, if it had one, is gone and would be waited for for ever
         os._exit(0 if np.array_equal(run(*parts, hidden, angles, None).numpy(), wanted) else 1)
     deadline = time.monotonic() + 200
     while (done := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
