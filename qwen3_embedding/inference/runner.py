@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -145,6 +147,7 @@ class Runner:
         self.finish = finish
         self.settings = settings or RunSettings.for_device(backbone.device)
         self.graphs: TextGraphs | None = None
+        self._process, self._threads = os.getpid(), torch.get_num_threads()
 
     def run(
         self,
@@ -180,12 +183,33 @@ class Runner:
         """Like :meth:`run` for several lists of sequences and their groups, one after the other: ``emit`` gets each
         one's rows, in order. A GPU goes on from one to the next without a break: the next list is asked for while the
         chip computes the last batches of the one before."""
+        self._mind_forks()
         with torch.inference_mode():
             for window, batch, result in self._results(self._work(windows)):
                 advance(len(batch))
                 if window.add(batch, result):
                     advance(window.repeats)
                     emit(window.result())
+
+    def _mind_forks(self) -> None:
+        """PyTorch's threads do not outlive a fork, and a child that asked for them would wait for ever. There PyTorch
+        computes with one thread, and our own kernel, which starts its threads anew, with as many as before."""
+        if self._process == os.getpid():
+            self._threads = torch.get_num_threads()
+            return
+        self._process = os.getpid()
+        if self.backbone.device.type != "cpu" or self._threads == 1:
+            return
+        torch.set_num_threads(1)
+        if self.backbone.native is not None:
+            self.backbone.native.threads = self.backbone.native.threads or self._threads
+            return
+        warnings.warn(
+            "this process was forked from one that computed with PyTorch, whose threads do not outlive a fork, so it "
+            "computes with one; load the model in the child, or start processes with 'spawn'",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
     def _work(
         self, windows: Iterable[tuple[Sequence[Sequence[int]], Sequence[int] | None]]
