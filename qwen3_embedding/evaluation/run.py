@@ -253,7 +253,7 @@ def _claim(out: Path, plain: Mapping[str, Any]) -> None:
         out.mkdir(parents=True, exist_ok=True)
         _write_json(path, plain)
         return
-    other = _read_json(path)
+    other = {**asdict(TaskSettings()), **_read_json(path)}  # what a setting that is younger than the folder does alone
     differing = sorted(key for key in {*plain, *other} if plain.get(key) != other.get(key))
     if differing:
         key = differing[0]

@@ -43,12 +43,14 @@ def _did(index: Searchable, plan: Plan, results: SearchResults) -> dict[str, str
     dense, first = plan.mode != "text", kind != "none"
     reranks = plan.rerank and index.reranker is not None
     wanted = plan.depth * manifest.oversample if manifest is not None and first else plan.depth
-    text = "BM25" if plan.mode == "text" else "BM25, fused by reciprocal ranks"
+    how = "scores" if plan.fusion.method == "score" else "reciprocal ranks"
+    text = "BM25" if plan.mode == "text" else f"BM25, fused by {how}"
+    share = "" if plan.rerank_weight == 1 else f", with a share of {plan.rerank_weight:g} in their order"
     return {
         "embed": f"{queries} queries, {index.stored_dimensions} dimensions" if dense else "",
         "candidates": f"{_FIRST_PASSES[kind]}, of {len(index)} documents" if dense else "",
         "rescore": f"up to {wanted} candidates in float32, {plan.depth} kept" if dense and first else "",
         "text": text if plan.mode != "dense" else "",
         "fetch": "texts and metadata",
-        "rerank": f"{sum(results.reranked)} documents" if reranks else "",
+        "rerank": f"{sum(results.reranked)} documents{share}" if reranks else "",
     }

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,13 @@ def test_changed_data_and_other_settings_are_refused(tmp_path: Path) -> None:
         evaluate([folder], HashEncoder(name="other"), None, SETTINGS, tmp_path / "out")
     with pytest.raises(ValueError, match="it is another model now"):
         evaluate([folder], HashEncoder(seed=9), None, SETTINGS, tmp_path / "out2")
+    begun = tmp_path / "out" / "settings.json"
+    settings = json.loads(begun.read_text())
+    assert settings.pop("rerank_weight") == 1.0
+    begun.write_text(json.dumps(settings))  # as an evaluation left it that knew no such setting
+    evaluate([folder], HashEncoder(), None, SETTINGS, tmp_path / "out")
+    with pytest.raises(ValueError, match=r"rerank_weight=1\.0 and this one has 0\.5; choose another"):
+        evaluate([folder], HashEncoder(), None, replace(SETTINGS, rerank_weight=0.5), tmp_path / "out")
     path = folder / "corpus.jsonl"
     path.write_text(path.read_text().replace("river", "stream"))
     with pytest.raises(DataError, match="the data changed"):

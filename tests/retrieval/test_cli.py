@@ -53,6 +53,11 @@ def test_index_check_compact_and_explain(
     assert "a graph over vectors of a byte a dimension, of 300 documents" in told
     assert "12 documents" in told
     assert "budget of 60000 ms" in told
+    mixed = ("--explain", "--mode", "hybrid", "--fusion", "score", "--rerank-weight", "0.3", "--candidates", "12")
+    assert call(monkeypatch, *search, *mixed) == 0
+    told = capsys.readouterr().err
+    assert "BM25, fused by scores" in told
+    assert "documents, with a share of 0.3 in their order" in told
     assert call(monkeypatch, *search, "--json") == 0
     timing = json.loads(capsys.readouterr().out)["timing"]
     parts = sum(timing[f"{stage}_s"] for stage in ("embed", "candidates", "rescore", "text", "fetch", "rerank"))
