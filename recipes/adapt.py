@@ -21,7 +21,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from qwen3_embedding.cli.synthesize import documents, encoder, local_model, show_estimate, watch
 from qwen3_embedding.config import load_toml, to_mapping
@@ -42,6 +42,7 @@ from qwen3_embedding.synthesis.recipe import (
     Synthesis,
     SynthesisRecipe,
 )
+from qwen3_embedding.training.adapting import Adapting, adapting_settings, sums_its_words
 from qwen3_embedding.training.config import LoraSettings
 
 if TYPE_CHECKING:
@@ -61,21 +62,6 @@ class HeldOut:
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise ValueError(f"share={self.share}; wanted more than 0, less than 1")
-
-
-@dataclass(frozen=True)
-class Training:
-    """How the adapters learn."""
-
-    steps: int = 300
-    batch_size: int = 64
-    learning_rate: float | None = None
-    """``None``: 1e-4 for adapters, 0.1 for the table of a base that sums words."""
-    max_query_tokens: int = 96
-    max_document_tokens: int = 512
-    precision: Literal["float32", "bfloat16"] = "float32"
-    temperature: float | None = None
-    """``None``: 0.02, or 0.05 of a base that sums words."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +97,7 @@ class AdaptRecipe:
     filter: FilterSettings = field(default_factory=FilterSettings)
     held_out: HeldOut = field(default_factory=HeldOut)
     mining: MiningSettings = field(default_factory=MiningSettings)
-    training: Training = field(default_factory=Training)
+    training: Adapting = field(default_factory=Adapting)
     lora: LoraSettings = field(default_factory=LoraSettings)
     merge: Merge = field(default_factory=Merge)
 
@@ -283,57 +269,27 @@ def mine(recipe: AdaptRecipe) -> None:
 
 def tune(recipe: AdaptRecipe) -> None:
     """Stage 4."""
-    from qwen3_embedding.model.weights import load_backbone
-    from qwen3_embedding.training.config import (
-        ContrastiveSettings,
-        DataSettings,
-        OptimizerSettings,
-        RunSettings,
-        SourceSettings,
-        TrainingSettings,
-    )
+    from qwen3_embedding.training.config import SourceSettings
     from qwen3_embedding.training.trainer import train
-    from qwen3_embedding.training.words import sums_words
 
-    wanted = recipe.training
     base = resolve(recipe.base)
-    bag = sums_words(load_backbone(base)[0])
+    bag = sums_its_words(base)
     if bag:
         print(
             f"{recipe.base} sums words: its table is trained, without adapters, and [lora] does not count",
             file=sys.stderr,
         )
-    source = SourceSettings(path=recipe.out / "mined.jsonl", instruction=recipe.instruction)
-    data = DataSettings(
-        sources=(source,),
-        batch_size=wanted.batch_size,
-        negatives=recipe.mining.negatives,
-        max_query_tokens=wanted.max_query_tokens,
-        max_document_tokens=wanted.max_document_tokens,
-        by_language=False,
-        cache=recipe.out / "token-cache",
-    )
     train(
-        TrainingSettings(
-            kind="bag" if bag else "embedder",
-            model=base,
-            output=recipe.out / "tuned",
-            data=data,
-            loss=ContrastiveSettings(temperature=wanted.temperature or (0.05 if bag else 0.02), mask_by_margin=not bag),
-            optimizer=OptimizerSettings(
-                wanted.learning_rate or (0.1 if bag else 1e-4),
-                warmup_steps=max(1, wanted.steps // 10),
-                weight_decay=0.0,
-                betas=(0.9, 0.99 if bag else 0.98),
-                clip=0.0 if bag else 1.0,
-            ),
-            run=RunSettings(
-                steps=wanted.steps,
-                seed=recipe.seed,
-                precision=wanted.precision,
-                checkpoint_every=max(1, wanted.steps // 6),
-            ),
-            lora=None if bag else recipe.lora,
+        adapting_settings(
+            base,
+            recipe.out / "tuned",
+            SourceSettings(path=recipe.out / "mined.jsonl", instruction=recipe.instruction),
+            recipe.training,
+            bag=bag,
+            cache=recipe.out / "token-cache",
+            lora=recipe.lora,
+            negatives=recipe.mining.negatives,
+            seed=recipe.seed,
         )
     )
 
