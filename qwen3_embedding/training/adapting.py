@@ -80,7 +80,13 @@ def adapting_settings(
             crop_removed=crop_removed,
             cache=cache,
         ),
-        loss=ContrastiveSettings(temperature=wanted.temperature or (0.05 if bag else 0.02), mask_by_margin=not bag),
+        # Sums of words: other queries and documents as negatives of their kind flatten everything (docs/log.md).
+        loss=ContrastiveSettings(
+            temperature=wanted.temperature or (0.05 if bag else 0.02),
+            query_query=not bag,
+            document_document=not bag,
+            mask_by_margin=not bag,
+        ),
         optimizer=OptimizerSettings(
             wanted.learning_rate or (0.1 if bag else 1e-4),
             warmup_steps=max(1, wanted.steps // 10),
