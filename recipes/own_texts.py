@@ -7,9 +7,10 @@ Stretches of the documents ask for the documents that they were taken out of (th
 drawn anew at every step.  A base that sums words trains its table, any other low-rank adapters that are merged.
 
 1. NAME/documents.jsonl: every document, as a record.
-2. NAME/model/: the base, trained on them.
-3. report.md, report.json: where the collection has questions (queries.jsonl, qrels/) BM25, the base, the trained model,
-   both with BM25 and with the reranker, on the same questions.
+2. NAME/tuned/: the base, trained on them.
+3. NAME/model/: the tuned model averaged with the base, which keeps what the base knew.
+4. report.md, report.json: where the collection has questions (queries.jsonl, qrels/) BM25, the base, the averaged
+   model, both with BM25 and with the reranker, on the same questions.
 
 Every step leaves its output whole or not at all and is skipped if it is there; a killed run goes on where it was.
 """
@@ -75,6 +76,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="default 250 where the base sums words, else 300")
     parser.add_argument("--batch-size", type=int, help="documents of a step; default 512 where it sums words, else 64")
     parser.add_argument("--learning-rate", type=float, help="default 0.1 where the base sums words, else 1e-4")
+    parser.add_argument("--merge-weight", type=float, default=0.5, help="of the tuned model beside the base")
     parser.add_argument("--text-columns", nargs="+", default=["text"], help="of JSONL, CSV, Parquet and Arrow files")
     parser.add_argument("--reranker", help="folder, hub id or bundled name: further rows of the report")
     parser.add_argument("--candidates", type=int, default=50, help="documents that the reranker orders")
@@ -83,6 +85,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of torch; part of what makes the files the same")
     options = parser.parse_args(arguments)
+    if not 0 < options.merge_weight < 1:
+        parser.error(f"--merge-weight {options.merge_weight}; wanted more than 0, less than 1")
     options.bag = sums_its_words(resolve(options.base))
     options.steps = options.steps or (250 if options.bag else 300)
     options.batch_size = options.batch_size or (512 if options.bag else 64)
@@ -134,13 +138,17 @@ def is_task(folder: Path) -> bool:
     return all((folder / name).exists() for name in ("corpus.jsonl", "queries.jsonl", "qrels/test.tsv"))
 
 
-def learn(name: str, folder: Path, options: argparse.Namespace) -> Path:
-    """Steps 1 and 2 for one collection; returns the model."""
+def learn(name: str, folder: Path, options: argparse.Namespace) -> None:
+    """Steps 1 to 3 for one collection."""
+    from qwen3_embedding.merging.merge import merge
+    from qwen3_embedding.merging.settings import MergeSettings, Source
     from qwen3_embedding.training.config import SourceSettings
     from qwen3_embedding.training.trainer import train
 
     place = options.out / name
-    records, model = place / "documents.jsonl", place / "model"
+    base, records, tuned, model = (
+        resolve(options.base), place / "documents.jsonl", place / "tuned", place / "model",
+    )  # fmt: skip
     if not records.exists():
         count = write_records(records, map(record_of, documents(folder, options.text_columns)))
         if not count:
@@ -149,15 +157,17 @@ def learn(name: str, folder: Path, options: argparse.Namespace) -> Path:
         print(f"{name}: {count:,} documents", file=sys.stderr)
     if model.exists():
         print(f"{name}: {model} is there", file=sys.stderr)
-        return model
+        return
     wanted = Adapting(options.steps, options.batch_size, options.learning_rate, max_query_tokens=64)
     source = SourceSettings(path=records, crop=1.0, window=1.0, hide=1.0, instruction=task_instruction(folder))
     settings = adapting_settings(
-        resolve(options.base), model, source, wanted,
+        base, tuned, source, wanted,
         bag=options.bag, cache=place / "token-cache", crop_removed=1.0, seed=options.seed,
     )  # fmt: skip
-    train(settings, show=sys.stderr.isatty())
-    return model
+    if not tuned.exists():
+        train(settings, show=sys.stderr.isatty())
+    weight = options.merge_weight
+    merge(MergeSettings(method="slerp", sources=(Source(base, 1 - weight), Source(tuned, weight)), output=model))
 
 
 def documents(folder: Path, text_columns: Sequence[str]) -> Iterator[Document]:
@@ -201,7 +211,7 @@ def measure(tasks: dict[str, Path], options: argparse.Namespace) -> AblationCard
     reports = {title: joined(parts) for title, parts in rows.items()}
     notes = {
         "trained": f"for each collection {options.steps} steps of {options.batch_size} of its documents, from "
-        f"{options.base}; no questions, no judgements",
+        f"{options.base}, then averaged with it ({options.merge_weight:g} of the tuned); no questions, no judgements",
         "questions": f"at most {options.max_queries} a collection" if options.max_queries else "all",
     }
     if options.reranker:

@@ -337,6 +337,8 @@ def _ordered(hits: Sequence[Hit], reranker_N: FloatArray, weight: float) -> list
 def unit_vectors(vectors: Vectors, count: int, dimensions: int, name: str) -> FloatArray:
     """(count, dimensions) float32 of length one, or words about what an encoder did wrong.
 
+    What has length one already, up to rounding, stays as it is to the last bit.
+
     Raises:
         ValueError: another shape.
         NumericalError: a vector that is not finite, or zero.
@@ -351,6 +353,7 @@ def unit_vectors(vectors: Vectors, count: int, dimensions: int, name: str) -> Fl
             f"encoder {name!r} gave {bad.size} of {count} vectors that are zero or not finite (the first: number "
             f"{bad[0]}); load it at a wider dtype"
         )
+    norms_N[np.abs(norms_N - 1) <= 1e-6] = 1.0
     return np.asarray(found / norms_N[:, None], dtype=np.float32)
 
 

@@ -105,6 +105,7 @@ def test_a_folder_of_files_and_layers_that_do_not_sum_words(
     words = ["--base", str(embedder_folder), "--steps", "2", "--batch-size", "4", "--threads", "1"]
     recipe.main([str(notes), "--out", str(out), *words])
     assert "no questions" in capsys.readouterr().err
-    adapter = load_file(out / "notes" / "model" / "adapter" / "adapter_model.safetensors")
+    adapter = load_file(out / "notes" / "tuned" / "adapter" / "adapter_model.safetensors")
     assert any(tensor.any() for name, tensor in adapter.items() if "lora_B" in name)
+    assert (out / "notes" / "model" / "model.safetensors").exists()
     assert not (out / "report.md").exists()
