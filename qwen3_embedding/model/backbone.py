@@ -124,9 +124,10 @@ class Backbone(nn.Module):
         self, layer: nn.Module, hidden_TD: Tensor, angles: Rotation, plan: AttentionPlan, dtype: torch.dtype
     ) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            contexts = nullcontext(), self.recomputing()
-            again = checkpoint(layer, hidden_TD, angles, plan, use_reentrant=False, context_fn=lambda: contexts)
-            return again  # type: ignore[no-any-return]
+            return checkpoint(  # type: ignore[no-any-return]
+                layer, hidden_TD, angles, plan,
+                use_reentrant=False, context_fn=lambda: (nullcontext(), self.recomputing()),
+            )  # fmt: skip
         return _as_type(layer, dtype)(hidden_TD, angles, plan)  # type: ignore[no-any-return]
 
 
