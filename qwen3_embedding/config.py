@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,6 +68,28 @@ def to_mapping(settings: Any) -> dict[str, Any]:
         if value is not None:
             out[field.name] = value
     return out
+
+
+def check_begun(path: Path, settings: Mapping[str, Any]) -> None:
+    """See that a folder was begun with the same settings, which stand in ``path``; a new folder gets them.
+
+    Raises:
+        ConfigError: it was not; the message names the first difference.
+    """
+    plain = json.loads(json.dumps(settings, default=str))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".partial")
+        beside.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+        return
+    begun = json.loads(path.read_text(encoding="utf-8"))
+    for key in sorted({*begun, *plain}):
+        if begun.get(key) != plain.get(key):
+            raise ConfigError(
+                f"{path.parent} was begun with {key} = {begun.get(key)!r} and now it is {plain.get(key)!r}; set it "
+                "back, or choose another 'out'"
+            )
 
 
 def dump_toml(settings: Any) -> str:

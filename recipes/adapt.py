@@ -24,9 +24,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qwen3_embedding.cli.synthesize import documents, encoder, local_model, show_estimate, watch
-from qwen3_embedding.config import load_toml, to_mapping
+from qwen3_embedding.config import check_begun, load_toml, to_mapping
 from qwen3_embedding.data import Record, read_records, write_records
-from qwen3_embedding.errors import ConfigError, DataError
+from qwen3_embedding.errors import DataError
 from qwen3_embedding.inference.source import resolve
 from qwen3_embedding.mining.settings import MiningSettings
 from qwen3_embedding.synthesis.client import EndpointSettings
@@ -41,6 +41,7 @@ from qwen3_embedding.synthesis.recipe import (
     PersonaSettings,
     Synthesis,
     SynthesisRecipe,
+    write_text,
 )
 from qwen3_embedding.training.adapting import Adapting, adapting_settings, sums_its_words
 from qwen3_embedding.training.config import LoraSettings
@@ -134,7 +135,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.dry_run:
         show_estimate(Synthesis(recipe.synthesis, lambda: documents(recipe.synthesis)).estimate(), as_json=False)
         return
-    claim(recipe)
+    check_begun(
+        recipe.out / "recipe.json", {key: value for key, value in to_mapping(recipe).items() if key not in FREE}
+    )
     stages: list[tuple[str, Path, Any]] = [
         (
             "questions",
@@ -154,28 +157,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{name} …", file=sys.stderr, flush=True)
         stage()
     print((recipe.out / "report.md").read_text(encoding="utf-8"), end="")
-
-
-def claim(recipe: AdaptRecipe) -> None:
-    """See that ``out`` was begun with the same settings.
-
-    Raises:
-        ConfigError: it was not; the message names the first difference.
-    """
-    plain = {key: value for key, value in to_mapping(recipe).items() if key not in FREE}
-    plain = json.loads(json.dumps(plain, default=str))
-    path = recipe.out / "recipe.json"
-    if path.exists():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        for key in sorted({*begun, *plain}):
-            if begun.get(key) != plain.get(key):
-                raise ConfigError(
-                    f"{recipe.out} was begun with {key} = {begun.get(key)!r}, the recipe now says {plain.get(key)!r}; "
-                    "set it back, or give the new recipe another 'out'"
-                )
-        return
-    recipe.out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(plain, indent=1) + "\n")
 
 
 def ask(recipe: AdaptRecipe, api_key: str | None) -> None:
@@ -273,8 +254,7 @@ def tune(recipe: AdaptRecipe) -> None:
     from qwen3_embedding.training.trainer import train
 
     base = resolve(recipe.base)
-    bag = sums_its_words(base)
-    if bag:
+    if sums_its_words(base):
         print(
             f"{recipe.base} sums words: its table is trained, without adapters, and [lora] does not count",
             file=sys.stderr,
@@ -285,7 +265,6 @@ def tune(recipe: AdaptRecipe) -> None:
             recipe.out / "tuned",
             SourceSettings(path=recipe.out / "mined.jsonl", instruction=recipe.instruction),
             recipe.training,
-            bag=bag,
             cache=recipe.out / "token-cache",
             lora=recipe.lora,
             negatives=recipe.mining.negatives,
@@ -354,13 +333,6 @@ def points(value: float) -> str:
 def lines(rows: Iterable[dict[str, Any]]) -> str:
     """JSONL."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Beside, then renamed."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 if __name__ == "__main__":

@@ -20,19 +20,22 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qwen3_embedding.cli.synthesize import read_documents
+from qwen3_embedding.config import check_begun
 from qwen3_embedding.data import Record, write_records
-from qwen3_embedding.errors import ConfigError, DataError
+from qwen3_embedding.errors import DataError
 from qwen3_embedding.inference.source import resolve
-from qwen3_embedding.synthesis.document import Document, DocumentSettings, Intake, cut, prepare
+from qwen3_embedding.synthesis.document import Document, DocumentSettings, Intake, opening, prepare
+from qwen3_embedding.synthesis.recipe import write_text
 from qwen3_embedding.training.adapting import Adapting, adapting_settings, sums_its_words
 
 if TYPE_CHECKING:
+    from qwen3_embedding import Embedder, Reranker
     from qwen3_embedding.evaluation.ablation import AblationCard
     from qwen3_embedding.evaluation.results import Report
 
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    claim(options)
+    check_begun(options.out / "settings.json", {key: value for key, value in vars(options).items() if key not in FREE})
     found = collections(options.collections)
     for name, folder in found.items():
         learn(name, folder, options)
@@ -87,31 +90,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if not 0 < options.merge_weight < 1:
         parser.error(f"--merge-weight {options.merge_weight}; wanted more than 0, less than 1")
-    options.bag = sums_its_words(resolve(options.base))
-    options.steps = options.steps or (250 if options.bag else 300)
-    options.batch_size = options.batch_size or (512 if options.bag else 64)
+    bag = sums_its_words(resolve(options.base))
+    options.steps = options.steps or (250 if bag else 300)
+    options.batch_size = options.batch_size or (512 if bag else 64)
     return options
-
-
-def claim(options: argparse.Namespace) -> None:
-    """See that ``out`` was begun with the same settings.
-
-    Raises:
-        ConfigError: it was not; the message names the first difference.
-    """
-    plain = {key: value for key, value in vars(options).items() if key not in FREE}
-    path = options.out / "settings.json"
-    if path.exists():
-        begun = json.loads(path.read_text(encoding="utf-8"))
-        for key in sorted({*begun, *plain}):
-            if begun.get(key) != plain.get(key):
-                raise ConfigError(
-                    f"{options.out} was begun with {key} = {begun.get(key)!r} and now it is {plain.get(key)!r}; set it "
-                    "back, or choose another --out"
-                )
-        return
-    options.out.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(plain, indent=1) + "\n")
 
 
 def collections(paths: Iterable[Path]) -> dict[str, Path]:
@@ -162,7 +144,7 @@ def learn(name: str, folder: Path, options: argparse.Namespace) -> None:
     source = SourceSettings(path=records, crop=1.0, window=1.0, hide=1.0, instruction=task_instruction(folder))
     settings = adapting_settings(
         base, tuned, source, wanted,
-        bag=options.bag, cache=place / "token-cache", crop_removed=1.0, seed=options.seed,
+        cache=place / "token-cache", crop_removed=1.0, seed=options.seed,
     )  # fmt: skip
     if not tuned.exists():
         train(settings, show=sys.stderr.isatty())
@@ -172,24 +154,18 @@ def learn(name: str, folder: Path, options: argparse.Namespace) -> None:
 
 def documents(folder: Path, text_columns: Sequence[str]) -> Iterator[Document]:
     """The documents of a task, or of a folder or file in any form that ``encode`` reads; each text once."""
-    from qwen3_embedding.corpus.reader import Document as Item
-    from qwen3_embedding.corpus.reader import ReadOptions, read_file
-    from qwen3_embedding.corpus.source import open_source
     from qwen3_embedding.evaluation.collection import read_collection
 
     if is_task(folder):
         texts: Iterable[tuple[str, str]] = read_collection(folder).documents.items()
     else:
-        wanted = ReadOptions(text_columns=tuple(text_columns))
-        items = (item for file in open_source(folder).files for item in read_file(file, wanted))
-        texts = ((item.id, item.text) for item in items if isinstance(item, Item))
+        texts = read_documents(folder, text_columns)
     return prepare(texts, DocumentSettings(), Intake())
 
 
 def record_of(document: Document) -> Record:
     """The document behind its first sentence, which asks where the document is too short to take a stretch out of."""
-    sentence = cut(document.text, max(60, min(160, len(document.text) // 3)))
-    return Record(sentence, (document.text,), "retrieval", "own texts", language=document.language)
+    return Record(opening(document.text), (document.text,), "retrieval", "own texts", language=document.language)
 
 
 def task_instruction(folder: Path) -> str:
@@ -201,12 +177,15 @@ def task_instruction(folder: Path) -> str:
 
 def measure(tasks: dict[str, Path], options: argparse.Namespace) -> AblationCard:
     """Step 3: all rows on the same questions."""
+    from qwen3_embedding import Embedder, Reranker
     from qwen3_embedding.evaluation.ablation import ablation_card
 
+    base = Embedder.from_pretrained(resolve(options.base))
+    scorer = Reranker.from_pretrained(options.reranker) if options.reranker else None
     rows: dict[str, list[Report]] = {}
     for name, folder in tasks.items():
         print(f"{name}: measuring", file=sys.stderr, flush=True)
-        for title, report in rows_of(folder, options.out / name, options).items():
+        for title, report in rows_of(folder, options.out / name, base, scorer, options).items():
             rows.setdefault(title, []).append(report)
     reports = {title: joined(parts) for title, parts in rows.items()}
     notes = {
@@ -220,14 +199,15 @@ def measure(tasks: dict[str, Path], options: argparse.Namespace) -> AblationCard
     return ablation_card(reports, BM25, notes)
 
 
-def rows_of(folder: Path, place: Path, options: argparse.Namespace) -> dict[str, Report]:
-    """The rows of one task: base and trained model, alone, with BM25 and with the reranker."""
-    from qwen3_embedding import Embedder, Reranker
+def rows_of(
+    folder: Path, place: Path, base: Embedder, scorer: Reranker | None, options: argparse.Namespace
+) -> dict[str, Report]:
+    """The rows of one task: base and averaged model, alone, with BM25 and with the reranker."""
+    from qwen3_embedding import Embedder
     from qwen3_embedding.evaluation.run import evaluate
     from qwen3_embedding.evaluation.tasks import TaskSettings
     from qwen3_embedding.retrieval.fusion import Fusion
 
-    scorer = Reranker.from_pretrained(options.reranker) if options.reranker else None
     settings = TaskSettings(
         candidates=options.candidates,
         max_queries=options.max_queries,
@@ -235,11 +215,9 @@ def rows_of(folder: Path, place: Path, options: argparse.Namespace) -> dict[str,
         fusion=Fusion(method="score"),
     )
     rows: dict[str, Report] = {}
-    for title, model in (("base", resolve(options.base)), ("own texts", place / "model")):
+    for title, model in (("base", base), ("own texts", Embedder.from_pretrained(place / "model"))):
         out = place / "evaluation" / title.replace(" ", "-")
-        evaluated = evaluate(
-            [folder], Embedder.from_pretrained(model), scorer, settings, out, out.with_suffix(".sqlite")
-        )
+        evaluated = evaluate([folder], model, scorer, settings, out, out.with_suffix(".sqlite"))
         rows.setdefault(BM25, evaluated.report("bm25"))
         rows[title] = evaluated.report("embedder")
         rows[f"{title}, with BM25"] = evaluated.report("hybrid")
@@ -251,13 +229,6 @@ def rows_of(folder: Path, place: Path, options: argparse.Namespace) -> dict[str,
 def joined(parts: Sequence[Report]) -> Report:
     """One report of several tasks."""
     return dataclasses.replace(parts[0], tasks=tuple(task for part in parts for task in part.tasks))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Beside, then renamed."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
 
 
 if __name__ == "__main__":

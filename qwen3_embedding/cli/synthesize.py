@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,11 +46,18 @@ def command(
 
 def documents(settings: SynthesisRecipe) -> Iterator[tuple[str, str]]:
     """(id, text) of the recipe's documents."""
+    return read_documents(settings.documents, settings.text_columns, settings.id_column)
+
+
+def read_documents(
+    source: Path, text_columns: Sequence[str], id_column: str | None = None
+) -> Iterator[tuple[str, str]]:
+    """(id, text) of a folder or file, in any form that ``encode`` reads."""
     from qwen3_embedding.corpus.reader import Document, ReadOptions, read_file
     from qwen3_embedding.corpus.source import open_source
 
-    options = ReadOptions(text_columns=settings.text_columns, id_column=settings.id_column)
-    for file in open_source(settings.documents).files:
+    options = ReadOptions(text_columns=tuple(text_columns), id_column=id_column)
+    for file in open_source(source).files:
         items: Iterable[Any] = read_file(file, options)
         yield from ((item.id, item.text) for item in items if isinstance(item, Document))
 

@@ -54,6 +54,20 @@ def weight_files(folder: str | Path) -> dict[str, Path]:
     return names
 
 
+def read_tensor(folder: str | Path, name: str) -> Tensor:
+    """One tensor of a checkpoint, by its plain name (:func:`plain_name`); the others are not read.
+
+    Raises:
+        CheckpointError: as :func:`weight_files`, or no such tensor.
+    """
+    for written, file in weight_files(folder).items():
+        if plain_name(written) == name:
+            with _open(file) as tensors:
+                tensor: Tensor = tensors.get_tensor(written)
+                return tensor
+    raise CheckpointError(f"{folder}: no tensor {name}; wanted a checkpoint of the Qwen3 family")
+
+
 def _read_index(path: Path) -> dict[str, str]:
     try:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]

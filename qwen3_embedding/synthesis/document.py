@@ -91,6 +91,11 @@ def prepare(
         yield document
 
 
+def opening(text: str) -> str:
+    """How a text begins: a third of it, but at least 60 and at most 160 characters, :func:`cut` at a sentence's end."""
+    return cut(text, max(60, min(160, len(text) // 3)))
+
+
 def cut(text: str, longest: int) -> str:
     """The beginning of a text, at most so many characters, up to the last end of a sentence in its second half."""
     head = text[:longest]

@@ -229,8 +229,8 @@ class Synthesis:
         _write_lines(recipe.out / "provenance.jsonl", [pair["provenance"] for pair in kept])
         _write_lines(recipe.out / "dropped.jsonl", [_dropped(verdict) for verdict in verdicts if not verdict.kept])
         report = make_report(verdicts, {**self._facts(), "records": len(kept)})
-        _write_text(recipe.out / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
-        _write_text(recipe.out / "report.html", to_html(report))
+        write_text(recipe.out / "report.json", json.dumps(report, ensure_ascii=False, indent=1) + "\n")
+        write_text(recipe.out / "report.html", to_html(report))
         return report
 
     @property
@@ -288,7 +288,7 @@ class Synthesis:
             "requests repeated in the last run": dict(client.retried) if client else {},
         }
         facts["answers depend on"] = self._fingerprint()
-        _write_text(self.recipe.out / "run.json", json.dumps(facts, indent=1) + "\n")
+        write_text(self.recipe.out / "run.json", json.dumps(facts, indent=1) + "\n")
 
     def _facts(self) -> dict[str, Any]:
         file = self.recipe.out / "run.json"
@@ -357,10 +357,11 @@ def _dropped(verdict: Verdict) -> dict[str, Any]:
 
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    _write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
+    """Beside, then renamed."""
     beside = path.with_name(path.name + ".partial")
     beside.write_text(text, encoding="utf-8")
     os.replace(beside, path)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qwen3_embedding.model.weights import load_backbone
+from qwen3_embedding.model.weights import read_tensor
 from qwen3_embedding.training.config import (
     ContrastiveSettings,
     DataSettings,
@@ -16,7 +16,7 @@ from qwen3_embedding.training.config import (
     SourceSettings,
     TrainingSettings,
 )
-from qwen3_embedding.training.words import sums_words
+from qwen3_embedding.training.words import shuts_last
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Adapting:
 
 def sums_its_words(base: Path) -> bool:
     """Whether the table alone is trained: steps through layers that only sum words would wreck them."""
-    return sums_words(load_backbone(base)[0])
+    return shuts_last(read_tensor(base, "norm.weight"))
 
 
 def adapting_settings(
@@ -45,7 +45,6 @@ def adapting_settings(
     source: SourceSettings,
     wanted: Adapting,
     *,
-    bag: bool,
     cache: Path,
     lora: LoraSettings | None = None,
     negatives: int = 0,
@@ -59,13 +58,13 @@ def adapting_settings(
         output: checkpoint folder to write.
         source: the domain's records.
         wanted: how.
-        bag: what :func:`sums_its_words` says of ``base``.
         cache: of tokens.
         lora: adapters; ``None`` is their default, and a bag has none.
         negatives: hard negatives a query.
         crop_removed: share of crops that are taken out of the document.
         seed: of order and draws.
     """
+    bag = sums_its_words(base)
     return TrainingSettings(
         kind="bag" if bag else "embedder",
         model=base,

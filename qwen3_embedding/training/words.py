@@ -88,7 +88,12 @@ def sums_words(backbone: Backbone) -> bool:
 
     Its layers have gains that small steps wreck, so what is trained of it is the table (``kind = "bag"``).
     """
-    return not backbone.norm.weight[-SPECIAL_DIMENSIONS:].any()
+    return shuts_last(backbone.norm.weight)
+
+
+def shuts_last(norm_D: Tensor) -> bool:
+    """Whether a final norm's weight shuts the dimensions that carry no words."""
+    return not norm_D[-SPECIAL_DIMENSIONS:].any()
 
 
 def one_token(tokenizer: Tokenizer, text: str) -> int:

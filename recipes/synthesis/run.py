@@ -288,7 +288,7 @@ def write_variant(
     from qwen3_embedding import Embedder
     from qwen3_embedding.data import Record, read_records, write_records
     from qwen3_embedding.data.record import from_mapping
-    from qwen3_embedding.synthesis.document import cut
+    from qwen3_embedding.synthesis.document import opening
     from qwen3_embedding.synthesis.filter import Filter
 
     if path.exists():
@@ -299,8 +299,7 @@ def write_variant(
         return write_records(path, (from_mapping(pair["record"], "pair") for pair in kept))
 
     def record(document: Document) -> Record:
-        sentence = cut(document.text, max(60, min(160, len(document.text) // 3)))
-        return Record(sentence, (document.text,), "retrieval", name, language=document.language)
+        return Record(opening(document.text), (document.text,), "retrieval", name, language=document.language)
 
     return write_records(path, map(record, documents))
 

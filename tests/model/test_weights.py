@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from qwen3_embedding.errors import CheckpointError
 from qwen3_embedding.model.config import read_config
-from qwen3_embedding.model.weights import Layout, fingerprint, load_backbone, save_weights, yes_no_head
+from qwen3_embedding.model.weights import Layout, fingerprint, load_backbone, read_tensor, save_weights, yes_no_head
 from tests.support.checkpoints import make_embedder_folder, make_reranker_folder
 
 
@@ -197,3 +197,11 @@ def test_the_fingerprint_follows_the_weights(folder: Path, tmp_path: Path) -> No
     assert fingerprint(folder) == fingerprint(tmp_path / "copy")
     other = make_embedder_folder(tmp_path / "other", seed=3)
     assert fingerprint(folder) != fingerprint(other)
+
+
+def test_one_tensor_is_read_by_its_plain_name(folder: Path, reranker_folder: Path) -> None:
+    assert torch.equal(read_tensor(folder, "norm.weight"), load_backbone(folder)[0].norm.weight)
+    written = load_file(reranker_folder / "model.safetensors")
+    assert torch.equal(read_tensor(reranker_folder, "norm.weight"), written["model.norm.weight"])
+    with pytest.raises(CheckpointError, match=r"no tensor head\.weight"):
+        read_tensor(folder, "head.weight")
