@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING
 
 from qwen3_embedding.cli.synthesize import read_documents
 from qwen3_embedding.config import check_begun
-from qwen3_embedding.data import Record, write_records
+from qwen3_embedding.data import Record, read_records, write_records
 from qwen3_embedding.errors import DataError
 from qwen3_embedding.inference.source import resolve
 from qwen3_embedding.synthesis.document import Document, DocumentSettings, Intake, opening, prepare
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 BM25 = "BM25"
 FREE = ("collections", "out", "threads")
 """Options that may change between two parts of a run."""
+OFTEN, FEWEST, MOST = 80, 250, 1000
+"""How often a sum of words asks for each document, and the steps that are taken for that at least and at most."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,7 +78,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--base", default="nano-embedding", help="folder, hub id or bundled name")
     parser.add_argument("--out", type=Path, default=Path("runs/own-texts"))
-    parser.add_argument("--steps", type=int, help="default 250 where the base sums words, else 300")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        help=f"default 300; where the base sums words so many that each document is asked for {OFTEN} times, "
+        f"{FEWEST} to {MOST}",
+    )
     parser.add_argument("--batch-size", type=int, help="documents of a step; default 512 where it sums words, else 64")
     parser.add_argument("--learning-rate", type=float, help="default 0.1 where the base sums words, else 1e-4")
     parser.add_argument("--merge-weight", type=float, default=0.5, help="of the tuned model beside the base")
@@ -91,9 +98,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if not 0 < options.merge_weight < 1:
         parser.error(f"--merge-weight {options.merge_weight}; wanted more than 0, less than 1")
     bag = sums_its_words(resolve(options.base))
-    options.steps = options.steps or (250 if bag else 300)
     options.batch_size = options.batch_size or (512 if bag else 64)
+    if not bag:
+        options.steps = options.steps or 300
     return options
+
+
+def steps_for(documents: int, options: argparse.Namespace) -> int:
+    """The steps of a run over so many documents."""
+    steps: int = options.steps or min(MOST, max(FEWEST, round(OFTEN * documents / options.batch_size)))
+    return steps
 
 
 def collections(paths: Iterable[Path]) -> dict[str, Path]:
@@ -140,7 +154,8 @@ def learn(name: str, folder: Path, options: argparse.Namespace) -> None:
     if model.exists():
         print(f"{name}: {model} is there", file=sys.stderr)
         return
-    wanted = Adapting(options.steps, options.batch_size, options.learning_rate, max_query_tokens=64)
+    steps = steps_for(sum(1 for _ in read_records(records)), options)
+    wanted = Adapting(steps, options.batch_size, options.learning_rate, max_query_tokens=64)
     source = SourceSettings(path=records, crop=1.0, window=1.0, hide=1.0, instruction=task_instruction(folder))
     settings = adapting_settings(
         base, tuned, source, wanted,
@@ -188,8 +203,9 @@ def measure(tasks: dict[str, Path], options: argparse.Namespace) -> AblationCard
         for title, report in rows_of(folder, options.out / name, base, scorer, options).items():
             rows.setdefault(title, []).append(report)
     reports = {title: joined(parts) for title, parts in rows.items()}
+    steps = f"{options.steps:,}" if options.steps else f"{FEWEST} to {MOST:,}"
     notes = {
-        "trained": f"for each collection {options.steps} steps of {options.batch_size} of its documents, from "
+        "trained": f"for each collection {steps} steps of {options.batch_size} of its documents, from "
         f"{options.base}, then averaged with it ({options.merge_weight:g} of the tuned); no questions, no judgements",
         "questions": f"at most {options.max_queries} a collection" if options.max_queries else "all",
     }

@@ -4,7 +4,7 @@
 
 1. start: the embedder's words in a small language model that copies.
 2. writer: it learns to write the query behind a passage, from labelled pairs of other corpora in the corpus' language:
-   no pair whose document is in the corpus.
+   no pair whose document is in the corpus. --lessons names others: titles and abstracts teach it to write titles.
 3. pairs: a server with the writer in another process; ``synthesize`` asks it about a sample of the corpus' documents.
 4. variants: the pairs with all filters, with none, with each one left out and with each one alone; and two baselines
    without a language model: crops of the documents (inverse cloze) and their first sentences, as queries.
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from qwen3_embedding.synthesis.document import Document
     from qwen3_embedding.synthesis.filter import FilterSettings
     from qwen3_embedding.synthesis.recipe import Synthesis
+    from qwen3_embedding.training.config import SourceSettings, TrainingSettings
 
 HERE = Path(__file__).resolve().parent
 ASSETS = HERE.parents[1] / "qwen3_embedding" / "assets"
@@ -69,6 +70,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("runs/synthesis"))
     parser.add_argument("--documents", type=int, default=6000, help="of the corpus, drawn by --seed, are written for")
     parser.add_argument("--queries-each", type=float, default=4.0, help="queries a document")
+    parser.add_argument(
+        "--lessons", nargs="+", help="files of train/ that the writer learns from, alike; default writer.toml's"
+    )
     parser.add_argument("--writer-steps", type=int, help="in place of writer.toml's")
     parser.add_argument("--steps", type=int, default=30, help="of every embedder")
     parser.add_argument("--batch-size", type=int, default=512, help="pairs of a step")
@@ -109,11 +113,11 @@ def make_writer(options: argparse.Namespace) -> Path:
     from qwen3_embedding.training.config import load_settings
     from qwen3_embedding.training.trainer import train
 
-    facts = {"embedder": fingerprint(options.embedder), "writer_steps": options.writer_steps, "corpus": options.corpus}
-    claim(options.out, facts)
+    names = ("writer_steps", "corpus", "lessons")
+    claim(options.out, {"embedder": fingerprint(options.embedder), **{name: getattr(options, name) for name in names}})
     start, writer = options.out / "start", options.out / "writer"
     made = load_settings(HERE / "writer.toml")
-    by_name = {source.path.name: source for source in made.data.sources}
+    by_name = lesson_sources(made, options)
     lessons = write_lessons(list(by_name), made.data.max_document_tokens, options)
     if not start.exists():
         sys.path.insert(0, str(HERE))
@@ -128,6 +132,15 @@ def make_writer(options: argparse.Namespace) -> Path:
         run = dataclasses.replace(made.run, steps=options.writer_steps or made.run.steps)
         train(dataclasses.replace(made, model=start, output=writer, data=data, run=run))
     return writer
+
+
+def lesson_sources(made: TrainingSettings, options: argparse.Namespace) -> dict[str, SourceSettings]:
+    """File name to source: those of the recipe, or the named ones, all alike."""
+    from qwen3_embedding.training.config import SourceSettings
+
+    if not options.lessons:
+        return {source.path.name: source for source in made.data.sources}
+    return {name: SourceSettings(path=options.data / "train" / name, weight=1.0) for name in options.lessons}
 
 
 def write_lessons(names: Sequence[str], longest: int, options: argparse.Namespace) -> dict[str, Path]:

@@ -17,6 +17,7 @@ import torch
 
 from qwen3_embedding.data import Record, write_records
 from qwen3_embedding.synthesis.ledger import read_pairs
+from qwen3_embedding.training.config import load_settings
 
 RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "synthesis"
 NANO = RECIPE.parents[1] / "qwen3_embedding" / "assets" / "nano-embedding"
@@ -93,9 +94,21 @@ def test_again_does_nothing_anew(made: tuple[Any, dict[str, Any], ModuleType], c
     assert [file.stat().st_mtime_ns for file in files] == before
     with pytest.raises(SystemExit, match="was begun with steps 3, not 4"):
         run.run_corpus(argparse.Namespace(**{**vars(options), "steps": 4}))
+    with pytest.raises(SystemExit, match=r"was begun with lessons None, not \['nq_qed_en\.jsonl\.xz'\]"):
+        run.make_writer(argparse.Namespace(**{**vars(options), "lessons": ["nq_qed_en.jsonl.xz"]}))
     run.print_report(report, options)
     assert "| all filters |" in (options.out / "toy" / "report.md").read_text()
     assert "Samples:" in capsys.readouterr().out
+
+
+def test_the_lessons_are_the_recipes_or_the_named_ones(made: tuple[Any, dict[str, Any], ModuleType]) -> None:
+    options, _, run = made
+    recipe = load_settings(RECIPE / "writer.toml")
+    weights = {name: source.weight for name, source in run.lesson_sources(recipe, options).items()}
+    assert weights == {"nq_qed_en.jsonl.xz": 1.0, "jaquad_ja.jsonl.xz": 3.0, "medquad_en.jsonl.xz": 0.4}
+    named = argparse.Namespace(**{**vars(options), "lessons": ["medquad_en.jsonl.xz"]})
+    (source,) = run.lesson_sources(recipe, named).values()
+    assert (source.path, source.weight) == (options.data / "train" / "medquad_en.jsonl.xz", 1.0)
 
 
 def test_the_server_refuses_what_it_cannot_write(made: tuple[Any, dict[str, Any], ModuleType]) -> None:

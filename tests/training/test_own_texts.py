@@ -73,6 +73,14 @@ def test_texts_alone_help_with_real_questions(made: tuple[Path, list[str]]) -> N
     assert Embedder.from_pretrained(out / "english" / "model").embed_documents(["a river"]).shape == base.shape
 
 
+def test_steps_follow_the_collection_where_words_are_summed(recipe: ModuleType, embedder_folder: Path) -> None:
+    options = recipe.parse(["notes"])
+    assert [recipe.steps_for(count, options) for count in (0, 12, 3_200, 10**6)] == [250, 250, 500, 1000]
+    assert recipe.steps_for(10**6, recipe.parse(["notes", "--steps", "7"])) == 7
+    layers = recipe.parse(["notes", "--base", str(embedder_folder)])
+    assert (recipe.steps_for(12, layers), layers.batch_size) == (300, 64)
+
+
 def test_it_goes_on_and_refuses_other_settings(
     recipe: ModuleType, made: tuple[Path, list[str]], english: Path, tmp_path: Path
 ) -> None:
