@@ -31,6 +31,7 @@ from qwen3_embedding.inference.source import resolve
 from qwen3_embedding.inference.speed import Clock, matrix_operations
 from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.model.config import BackboneConfig, read_config
+from qwen3_embedding.whole import whole_folder
 
 TABLE_WIDTH = 150
 DEFAULT_ENGINES = ("ours-int8", "ours-float32", "sentence-transformers", "openvino-int8", "onnxruntime-int8")
@@ -255,9 +256,8 @@ def checkpoint(options: argparse.Namespace, scratch: Path) -> Path:
     kept = options.peers / "exported" if options.peers is not None and options.peers.exists() else scratch
     folder: Path = kept / f"random-{options.shape}-{config.num_hidden_layers}"
     if not folder.exists():
-        beside = folder.with_name(folder.name + ".partial")
-        write_embedder(beside, config)
-        beside.rename(folder)
+        with whole_folder(folder) as beside:
+            write_embedder(beside, config)
     return folder
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qwen3_embedding.errors import ConfigError
+from qwen3_embedding.whole import write_text
 
 T = TypeVar("T")
 
@@ -78,10 +79,7 @@ def check_begun(path: Path, settings: Mapping[str, Any]) -> None:
     """
     plain = json.loads(json.dumps(settings, default=str))
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".partial")
-        beside.write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_text(path, json.dumps(plain, indent=1) + "\n")
         return
     begun = json.loads(path.read_text(encoding="utf-8"))
     for key in sorted({*begun, *plain}):

@@ -31,8 +31,8 @@ from qwen3_embedding.data import Record, read_records, write_records
 from qwen3_embedding.errors import DataError
 from qwen3_embedding.inference.source import resolve
 from qwen3_embedding.synthesis.document import Document, DocumentSettings, Intake, opening, prepare
-from qwen3_embedding.synthesis.recipe import write_text
 from qwen3_embedding.training.adapting import Adapting, adapting_settings, sums_its_words
+from qwen3_embedding.whole import write_text
 
 if TYPE_CHECKING:
     from qwen3_embedding import Embedder, Reranker

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "qwen3_embedding"
-SHARED = {"types", "errors", "config", "optional"}
+SHARED = {"types", "errors", "config", "optional", "whole"}
 MAY_IMPORT = {
     "inputs": set(),
     "model": {"inputs"},
@@ -38,7 +38,7 @@ ONLY_IN = {
     "peft": ("training/lora.py",),
     "transformers": ("training/lora.py", "synthesis/"),
 }
-NO_TORCH = ("types.py", "errors.py", "config.py", "optional.py", "inputs/", "data/", "serving/queue.py")
+NO_TORCH = ("types.py", "errors.py", "config.py", "optional.py", "whole.py", "inputs/", "data/", "serving/queue.py")
 
 
 def files() -> list[Path]:

@@ -23,6 +23,7 @@ from qwen3_embedding.cli.common import (
     read_lines,
 )
 from qwen3_embedding.types import Precision
+from qwen3_embedding.whole import write_bytes
 
 
 def command(
@@ -87,6 +88,4 @@ def _write_bytes(data: bytes, output: Path | None) -> None:
         sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
         return
-    beside = output.with_name(output.name + ".partial")
-    beside.write_bytes(data)
-    beside.replace(output)
+    write_bytes(output, data)

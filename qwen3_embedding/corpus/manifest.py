@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen3_embedding.corpus.ledger import Ledger
-from qwen3_embedding.corpus.shards import PARTIAL, check_shard, read_batches
+from qwen3_embedding.corpus.shards import check_shard, read_batches
 from qwen3_embedding.errors import IndexCorruptError
 from qwen3_embedding.types import Vectors
+from qwen3_embedding.whole import write_text
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "qwen3-embedding-corpus"
@@ -132,11 +132,5 @@ def write_manifest(folder: Path, ledger: Ledger) -> Manifest:
             for shard in shards
         ],
     }
-    beside = folder / (MANIFEST_NAME + PARTIAL)
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(raw, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, folder / MANIFEST_NAME)
+    write_text(folder / MANIFEST_NAME, json.dumps(raw, indent=1, ensure_ascii=False) + "\n")
     return Manifest(folder, raw)

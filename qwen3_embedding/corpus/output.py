@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ import numpy as np
 
 from qwen3_embedding.corpus.ledger import LEDGER_NAME, Commit, Ledger, ShardEntry, key_of
 from qwen3_embedding.corpus.manifest import MANIFEST_NAME, Manifest, write_manifest
-from qwen3_embedding.corpus.shards import PARTIAL, ShardRows, Written, check_shard, read_rows, read_shard, write_shard
+from qwen3_embedding.corpus.shards import ShardRows, Written, check_shard, read_rows, read_shard, write_shard
 from qwen3_embedding.corpus.source import Fingerprint
 from qwen3_embedding.corpus.window import Row, Window
 from qwen3_embedding.errors import DataError, IndexCorruptError
 from qwen3_embedding.types import Vectors
+from qwen3_embedding.whole import PARTIAL, whole_file
 
 SKIPS_NAME = "skipped.jsonl"
 _LOCK_NAME = ".lock"
@@ -210,11 +210,9 @@ class Output:
         if not self.ledger.count_skips():
             path.unlink(missing_ok=True)
             return
-        beside = path.with_name(path.name + PARTIAL)
-        with beside.open("w", encoding="utf-8") as file:
+        with whole_file(path) as beside, beside.open("w", encoding="utf-8") as file:
             for name, row, reason in self.ledger.skips():
                 file.write(json.dumps({"file": name, "row": row, "reason": reason}, ensure_ascii=False) + "\n")
-        os.replace(beside, path)
 
 
 def _entry(window: Window, name: str, written: Written, cut: int, covered: dict[str, Any]) -> ShardEntry:

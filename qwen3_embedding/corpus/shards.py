@@ -21,8 +21,7 @@ import pyarrow.parquet
 
 from qwen3_embedding.errors import IndexCorruptError
 from qwen3_embedding.types import IntArray, Vectors
-
-PARTIAL = ".partial"
+from qwen3_embedding.whole import whole_file
 
 _GROUP_ROWS_FLOAT, _GROUP_ROWS_INTEGER = 2048, 256
 
@@ -50,17 +49,11 @@ class Written:
 
 def write_shard(path: Path, rows: ShardRows) -> Written:
     """Write a shard beside its place, force it to disk, and rename it."""
-    beside = path.with_name(path.name + PARTIAL)
-    try:
+    with whole_file(path) as beside:
         _write(beside, rows)
         with beside.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
         size = beside.stat().st_size
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
     sync_folder(path.parent)
     return Written(size, digest)
 

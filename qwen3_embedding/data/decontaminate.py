@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +18,7 @@ from qwen3_embedding.data.dedup import text_hash
 from qwen3_embedding.data.files import read_records, write_records
 from qwen3_embedding.data.near_duplicates import MinHashSettings, NearDuplicates, words
 from qwen3_embedding.data.record import Record
+from qwen3_embedding.whole import write_text
 
 Reason = Literal["same", "run", "near"]
 
@@ -195,8 +195,6 @@ def clean_files(
         seen, dropped = report.seen, report.dropped
         write_records(out / file.name, check.clean(read_records(file), report))
         log(f"{file.name}: {report.seen - seen} records, {report.dropped - dropped} dropped")
-    beside = out / "decontamination.json.partial"
     text = json.dumps({"settings": asdict(check.settings), **report.to_mapping()}, ensure_ascii=False, indent=2)
-    beside.write_text(text + "\n", encoding="utf-8")
-    os.replace(beside, out / "decontamination.json")
+    write_text(out / "decontamination.json", text + "\n")
     return report

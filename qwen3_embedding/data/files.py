@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import lzma
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any, BinaryIO, cast
 from qwen3_embedding.data.record import KEYS, Record, from_mapping, to_mapping
 from qwen3_embedding.errors import DataError
 from qwen3_embedding.optional import require
+from qwen3_embedding.whole import whole_file
 
 SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst", ".parquet")
 PARQUET_ROWS = 10_000
@@ -99,17 +99,10 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """
     path = Path(path)
     _check_suffix(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".partial")
-    try:
+    with whole_file(path) as beside:
         if path.suffix == ".parquet":
-            count = _write_parquet(beside, records)
-        else:
-            count = _write_json_lines(beside, records, path.suffix)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-    return count
+            return _write_parquet(beside, records)
+        return _write_json_lines(beside, records, path.suffix)
 
 
 def file_hash(path: str | Path) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +29,7 @@ from qwen3_embedding.retrieval.fusion import Fusion
 from qwen3_embedding.retrieval.index import SearchIndex
 from qwen3_embedding.retrieval.search import Mode, Plan, rerank_hits
 from qwen3_embedding.types import Encoder, Hit, Scorer
+from qwen3_embedding.whole import write_text
 
 COLLECTION = Path(__file__).resolve().parents[1] / "assets" / "demo" / "xquad-r"
 METRICS = ("ndcg@10", "recall@100", "recall@20", "mrr@10")
@@ -147,8 +147,8 @@ def run_demo(
         seconds=time.perf_counter() - started,
         environment={"commit": commit(), "hardware": hardware(), "versions": library_versions(), "created": now()},
     )
-    _write(out / "report.json", json.dumps(asdict(report), ensure_ascii=False, indent=1) + "\n")
-    _write(out / "report.html", to_html(report))
+    write_text(out / "report.json", json.dumps(asdict(report), ensure_ascii=False, indent=1) + "\n", shared=True)
+    write_text(out / "report.html", to_html(report), shared=True)
     return report
 
 
@@ -376,10 +376,3 @@ def _details(report: DemoReport) -> str:
             "date": report.environment["created"],
         }
     )
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

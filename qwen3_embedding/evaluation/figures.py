@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from qwen3_embedding.evaluation.reproduce import Cell
 from qwen3_embedding.optional import require
+from qwen3_embedding.whole import write_bytes
 
 OURS, OTHERS, INK, MUTED, GRID = "#5b3df5", "#c3c7d3", "#1c1e26", "#6b7080", "#e7e9ef"
 SERIES = ("#5b3df5", "#e4572e", "#17a398", "#f0a202", "#3a86c8", "#8d5a97")
@@ -129,13 +129,10 @@ def figure_svg(figure: Any) -> str:
 
 def save_figure(figure: Any, folder: Path, name: str) -> list[Path]:
     """Write ``name.png`` and ``name.svg``, each beside and then moved into place."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for kind in ("png", "svg"):
         path = folder / f"{name}.{kind}"
-        beside = folder / f".{name}.{os.getpid()}.{kind}"
-        beside.write_bytes(_rendered(figure, kind))
-        os.replace(beside, path)
+        write_bytes(path, _rendered(figure, kind), shared=True)
         paths.append(path)
     return paths
 

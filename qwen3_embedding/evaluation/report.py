@@ -5,7 +5,6 @@ Runs are compared only where they answered the same question: the same tasks by 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from qwen3_embedding.evaluation.statistics import (
     compare_reports,
     paired_tasks,
 )
+from qwen3_embedding.whole import write_text
 
 SIGNIFICANT = 0.05
 _HASH = re.compile("[0-9a-f]{64}")
@@ -129,10 +129,7 @@ def write_page(page: Page, path: str | Path) -> None:
     render: Callable[[Page], str] | None = {".html": to_html, ".md": to_markdown}.get(path.suffix)
     if render is None:
         raise ValueError(f"{path}: a report is .html or .md")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(render(page), encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, render(page), shared=True)
 
 
 _CAPTION = "Points: scores. Bars: 95 percent bootstrap intervals over the queries or pairs, where a task has one."

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_embedding.errors import DataError
+from qwen3_embedding.whole import write_text
 
 FORMAT = 1
 """Version of the JSON layout; a file of another version is refused."""
@@ -127,11 +127,7 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write beside, then move into place."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-        beside.write_text(self.to_json(), encoding="utf-8")
-        os.replace(beside, path)
+        write_text(path, self.to_json(), shared=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Report:

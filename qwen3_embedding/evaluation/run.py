@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +22,7 @@ from qwen3_embedding.evaluation.environment import commit, hardware
 from qwen3_embedding.evaluation.results import Report, TaskResult, library_versions, now
 from qwen3_embedding.evaluation.tasks import COLUMNS, Predictions, TaskScores, TaskSettings, data_hash, run_task
 from qwen3_embedding.types import Encoder, Scorer
+from qwen3_embedding.whole import write_text
 
 FORMAT = "qwen3-embedding-evaluation-1"
 _REPORT_TYPES = {"pair_classification": "pair"}
@@ -306,7 +306,7 @@ def write_runs(place: Path, predictions: Predictions) -> None:
         for query, ranking in rankings.items():
             first = f"{_token(query)} Q0 "
             parts += [f"{first}{_token(d)} {rank} {score!r} {column}\n" for rank, (d, score) in enumerate(ranking, 1)]
-        _write_text(place / f"{column}.trec", "".join(parts))
+        write_text(place / f"{column}.trec", "".join(parts), shared=True)
 
 
 @lru_cache(maxsize=1 << 18)
@@ -330,13 +330,7 @@ def _left(started: float, measured: int, rest: int) -> str:
 
 
 def _write_json(path: Path, value: Any) -> None:
-    _write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n", shared=True)
 
 
 def _read_json(path: Path) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from qwen3_embedding.errors import DataError
 from qwen3_embedding.evaluation.results import Report
 from qwen3_embedding.evaluation.run import FORMAT
 from qwen3_embedding.evaluation.statistics import mean_interval
+from qwen3_embedding.whole import write_text
 
 BEGIN, END = "<!-- results: begin (made by `evaluate --table`, do not edit) -->", "<!-- results: end -->"
 _RANKING = ("bm25", "embedder", "hybrid", "reranker")
@@ -115,10 +115,7 @@ def write_into(path: str | Path, markdown: str) -> None:
         text = re.sub(f"{re.escape(BEGIN)}.*{re.escape(END)}", lambda _: block, text, flags=re.DOTALL)
     else:
         text = f"{text.rstrip()}\n\n{block}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, text, shared=True)
 
 
 def _ranking_table(board: Board, tasks: Sequence[Mapping[str, Any]], others: Mapping[str, Board]) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from qwen3_embedding.data.record import Record
 from qwen3_embedding.mining.mine import Log, Miner, Models
 from qwen3_embedding.mining.report import MiningReport
 from qwen3_embedding.mining.settings import MiningSettings
+from qwen3_embedding.whole import write_text
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,5 @@ def run(recipe: MineRecipe, models: Models, corpus: Iterable[str] = (), log: Log
     inputs = [{"path": str(file), "sha256": file_hash(file)} for file in records.files]
     write_records(recipe.output, miner.mine(records, corpus))
     report = {"version": __version__, "recipe": to_mapping(recipe), "inputs": inputs, **miner.report.to_json()}
-    beside = recipe.report_path.with_name(recipe.report_path.name + ".partial")
-    beside.write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, recipe.report_path)
+    write_text(recipe.report_path, json.dumps(report, ensure_ascii=False, indent=2) + "\n")
     return miner.report

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from qwen3_embedding.errors import DataError
 from qwen3_embedding.types import FloatArray, IntArray
+from qwen3_embedding.whole import whole_file
 
 Encode = Callable[[IntArray], FloatArray]
 """Positions in a list of texts to their vectors."""
@@ -142,12 +142,8 @@ class VectorStore:
 
 
 def _save(path: Path, array: npt.NDArray[np.generic]) -> None:
-    beside = path.with_name(path.name + ".partial")
-    with beside.open("wb") as file:
+    with whole_file(path) as beside, beside.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def _load(path: Path) -> npt.NDArray[Any]:

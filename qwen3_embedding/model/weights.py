@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from qwen3_embedding.errors import CheckpointError
 from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.config import BackboneConfig, config_json, read_config
 from qwen3_embedding.model.scoring import YesNoHead
+from qwen3_embedding.whole import whole_file, write_text
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 4 * 1024**3
@@ -241,16 +241,13 @@ def _shards(tensors: dict[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
 
 
 def _write(path: Path, tensors: dict[str, Tensor]) -> None:
-    beside = path.with_name(path.name + ".partial")
-    save_file(tensors, beside, metadata={"format": "pt"})
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        save_file(tensors, beside, metadata={"format": "pt"})
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside, then rename."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    """A file of JSON, whole or not at all."""
+    write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
 def save_backbone(

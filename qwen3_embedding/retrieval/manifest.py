@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,6 +14,7 @@ from qwen3_embedding.errors import ConfigError, IndexCorruptError
 from qwen3_embedding.retrieval.analysis import ANALYSIS_VERSION
 from qwen3_embedding.retrieval.search import unit_vectors
 from qwen3_embedding.types import Encoder, FloatArray
+from qwen3_embedding.whole import write_text
 
 FILE = "manifest.json"
 FORMAT = "qwen3-embedding-index"
@@ -173,14 +173,7 @@ def model_source(manifest: Manifest) -> str:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write beside, then replace: a reader finds the old manifest or the new one, never half of one."""
-    path = folder / FILE
-    beside = path.with_name(f"{FILE}.{os.getpid()}.part")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(asdict(manifest), file, ensure_ascii=False, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    write_text(folder / FILE, json.dumps(asdict(manifest), ensure_ascii=False, indent=1) + "\n", shared=True)
 
 
 def _checked(raw: Any, path: Path) -> Manifest:

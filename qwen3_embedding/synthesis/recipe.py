@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass, field
@@ -37,6 +36,7 @@ from qwen3_embedding.synthesis.report import make_report, to_html
 from qwen3_embedding.synthesis.tasks import TASKS, Craft, Unit
 from qwen3_embedding.synthesis.template import load_templates
 from qwen3_embedding.types import Encoder
+from qwen3_embedding.whole import write_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,10 +358,3 @@ def _dropped(verdict: Verdict) -> dict[str, Any]:
 
 def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Beside, then renamed."""
-    beside = path.with_name(path.name + ".partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)

@@ -9,7 +9,6 @@ Training then moves the words.
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from qwen3_embedding.training.export import export_embedder
 from qwen3_embedding.training.vocabulary import train_vocabulary, write_tokenizer
 from qwen3_embedding.training.words import SPECIAL_DIMENSIONS, write_words
 from qwen3_embedding.types import FloatArray, IntArray
+from qwen3_embedding.whole import whole_folder
 
 TEXT_CHARACTERS = 400
 """Of each text, for the vocabulary: enough to count words by."""
@@ -89,10 +89,8 @@ def make_base(settings: BaseSettings) -> Path:
     generator = torch.Generator().manual_seed(settings.seed)
     directions_VW = torch.randn(config.vocab_size, config.hidden_size - SPECIAL_DIMENSIONS, generator=generator)
     backbone = write_words(Backbone(config), tokenizer, rarity_V[:, None] * directions_VW, settings.seed)
-    beside = settings.output.with_name(settings.output.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    export_embedder(beside, backbone, vocabulary, "float32", tokenizer.end_id)
-    beside.rename(settings.output)
+    with whole_folder(settings.output) as beside:
+        export_embedder(beside, backbone, vocabulary, "float32", tokenizer.end_id)
     return settings.output
 
 

@@ -19,7 +19,6 @@ Training then changes all of it.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +34,7 @@ from qwen3_embedding.model.layers import MLP, Layer, SelfAttention
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training.export import export_embedder
 from qwen3_embedding.training.words import one_token, silence, steady_places, word_vectors
+from qwen3_embedding.whole import whole_folder
 
 _MARKERS = ("query_marker", "document_marker", "sink", "constant", "log_weight")
 _FOUND = ("found", "found_pair", "fresh")
@@ -136,10 +136,8 @@ def matching_start(settings: MatchingSettings) -> Path:
         _multiply(layers[2].mlp, dims, settings.meaning)
         backbone.norm.weight.fill_(0.002)
         backbone.norm.weight[dims["answer"]] = 1.0
-    beside = output.with_name(output.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    export_embedder(beside, backbone, settings.source, "float32", tokenizer.end_id)
-    beside.rename(output)
+    with whole_folder(output) as beside:
+        export_embedder(beside, backbone, settings.source, "float32", tokenizer.end_id)
     return output
 
 

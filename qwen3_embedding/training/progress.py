@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from qwen3_embedding.optional import require
+from qwen3_embedding.whole import write_text
 
 FIGURES = ("loss", "masked_fraction", "saturated_fraction", "tokens_per_second", "learning_rate", "gradient_norm")
 
@@ -36,9 +37,7 @@ class Log:
                     kept.append(line + "\n")
             except (json.JSONDecodeError, KeyError):
                 continue
-        beside = self.path.with_name(self.path.name + ".partial")
-        beside.write_text("".join(kept), encoding="utf-8")
-        beside.replace(self.path)
+        write_text(self.path, "".join(kept))
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add a line."""

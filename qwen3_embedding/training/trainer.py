@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shutil
 import subprocess
 import time
 from collections.abc import Mapping
@@ -26,6 +24,7 @@ from qwen3_embedding.training.objective import Objective, StepReport
 from qwen3_embedding.training.optimizer import clip_gradients, make_optimizer, rate_factor, set_rate
 from qwen3_embedding.training.progress import Display, Log, TensorBoard, WeightsAndBiases, Writer
 from qwen3_embedding.training.repeatable import fixed_order, seed_step
+from qwen3_embedding.whole import whole_folder
 
 MASKED_SAMPLES = 20
 NO_MATTER = {
@@ -214,12 +213,9 @@ class Run:
             self.objective.gather(self.ranks.first)
         if self.ranks.first:
             output = self.settings.output
-            beside = output.with_name(output.name + ".partial")
-            shutil.rmtree(beside, ignore_errors=True)
-            with checkpoint.writing(output):
+            with checkpoint.writing(output), whole_folder(output) as beside:
                 self.objective.export(beside)
                 (beside / "training.toml").write_text(dump_toml(self.settings), encoding="utf-8")
-                os.rename(beside, output)
         self.ranks.wait()
 
 

@@ -7,13 +7,14 @@ so prompts and templates are read the same way; only the merges are fewer and th
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
+
+from qwen3_embedding.whole import write_text
 
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -78,9 +79,7 @@ def write_tokenizer(folder: Path, tokenizer_json: str) -> None:
         "split_special_tokens": False,
     }
     for name, text in (("tokenizer.json", tokenizer_json), ("tokenizer_config.json", json.dumps(config, indent=2))):
-        beside = folder / f"{name}.partial"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, folder / name)
+        write_text(folder / name, text)
 
 
 def without_end_token(tokenizer_json: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from qwen3_embedding.data import Record, write_records
+from qwen3_embedding.whole import whole_folder
 
 THINGS, PROPERTIES, FILLERS = 40, 24, 24
 WEAK, A = range(8), range(8, 16)
@@ -26,16 +27,15 @@ TASK = "find it"
 
 def make(folder: Path, seed: int = 0) -> None:
     """Write ``weak.jsonl``, ``labelled-{a,b}.jsonl`` and the task ``held-out``; all of it or nothing."""
-    beside = folder.with_name(folder.name + ".partial")
     world = World(np.random.default_rng(seed))
-    write_records(beside / "weak.jsonl", world.weak(1600))
-    pairs = [(int(n) // PROPERTIES, int(n) % PROPERTIES) for n in world.rng.permutation(THINGS * PROPERTIES)]
-    held_out, rest = pairs[:HELD_OUT], pairs[HELD_OUT:]
-    labelled = [p for p in rest if p[0] < THINGS // 2 and p[1] not in WEAK]
-    write_records(beside / "labelled-a.jsonl", world.labelled([p for p in labelled if p[1] in A]))
-    write_records(beside / "labelled-b.jsonl", world.labelled([p for p in labelled if p[1] not in A]))
-    world.task(beside / "held-out", held_out)
-    beside.rename(folder)
+    with whole_folder(folder) as beside:
+        write_records(beside / "weak.jsonl", world.weak(1600))
+        pairs = [(int(n) // PROPERTIES, int(n) % PROPERTIES) for n in world.rng.permutation(THINGS * PROPERTIES)]
+        held_out, rest = pairs[:HELD_OUT], pairs[HELD_OUT:]
+        labelled = [p for p in rest if p[0] < THINGS // 2 and p[1] not in WEAK]
+        write_records(beside / "labelled-a.jsonl", world.labelled([p for p in labelled if p[1] in A]))
+        write_records(beside / "labelled-b.jsonl", world.labelled([p for p in labelled if p[1] not in A]))
+        world.task(beside / "held-out", held_out)
 
 
 class World:

@@ -16,8 +16,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import os
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -235,7 +233,6 @@ class Pipeline:
         sys.path.insert(0, str(HERE))
         import made
 
-        shutil.rmtree(self.data.with_name(self.data.name + ".partial"), ignore_errors=True)
         made.make(self.data)
 
     def _make_base(self, output: Path) -> None:
@@ -264,6 +261,7 @@ class Pipeline:
     def _make_card(self) -> None:
         """Evaluate every row, and write ``ablation.json`` and ``ablation.md``."""
         from qwen3_embedding.evaluation.ablation import ablation_card
+        from qwen3_embedding.whole import write_text
 
         first, rerankers = self.names("stage-2")[0], self.names("reranker")
         before = "pretrained" if (self.folder / "pretrained").exists() else "base"
@@ -292,9 +290,7 @@ class Pipeline:
         }
         card = ablation_card(reports, FULL, notes)
         for name, text in (("json", json.dumps(card.to_mapping(), indent=2) + "\n"), ("md", card.to_markdown())):
-            beside = self.folder / f"ablation.{name}.partial"
-            beside.write_text(text, encoding="utf-8")
-            os.replace(beside, self.folder / f"ablation.{name}")
+            write_text(self.folder / f"ablation.{name}", text)
 
     def _evaluate(self, pairs: set[Models]) -> dict[Models, Any]:
         """The evaluation of each pair of embedder and reranker, several at a time where the recipe says so."""
@@ -337,6 +333,7 @@ def random_base(recipe: BaseRecipe, data: Path, output: Path) -> None:
     from qwen3_embedding.model.backbone import Backbone
     from qwen3_embedding.model.config import BackboneConfig
     from qwen3_embedding.training.export import export_embedder
+    from qwen3_embedding.whole import whole_folder
 
     vocabulary = output.with_name(output.name + ".vocabulary")
     if recipe.tokenizer:
@@ -354,10 +351,8 @@ def random_base(recipe: BaseRecipe, data: Path, output: Path) -> None:
         head_dim=recipe.head_dim,
         max_position_embeddings=recipe.context,
     )
-    beside = output.with_name(output.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    export_embedder(beside, Backbone(config).initialize(recipe.seed), vocabulary, "float32", tokenizer.end_id)
-    beside.rename(output)
+    with whole_folder(output) as beside:
+        export_embedder(beside, Backbone(config).initialize(recipe.seed), vocabulary, "float32", tokenizer.end_id)
 
 
 def own_vocabulary(data: Path, size: int, folder: Path) -> None:

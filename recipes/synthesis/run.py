@@ -95,26 +95,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def claim(folder: Path, facts: dict[str, Any]) -> None:
-    """See that what a folder holds was made with these settings."""
-    path = folder / "begun.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    if not path.exists():
-        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    begun = json.loads(path.read_text(encoding="utf-8"))
-    for key, value in facts.items():
-        if begun.get(key) != value:
-            raise SystemExit(f"{folder} was begun with {key} {begun.get(key)}, not {value}; choose another --out")
-
-
 def make_writer(options: argparse.Namespace) -> Path:
     """Stages 1 and 2."""
+    from qwen3_embedding.config import check_begun
     from qwen3_embedding.model.weights import fingerprint
     from qwen3_embedding.training.config import load_settings
     from qwen3_embedding.training.trainer import train
 
     names = ("writer_steps", "corpus", "lessons")
-    claim(options.out, {"embedder": fingerprint(options.embedder), **{name: getattr(options, name) for name in names}})
+    facts = {"embedder": fingerprint(options.embedder), **{name: getattr(options, name) for name in names}}
+    check_begun(options.out / "begun.json", facts)
     start, writer = options.out / "start", options.out / "writer"
     made = load_settings(HERE / "writer.toml")
     by_name = lesson_sources(made, options)
@@ -175,11 +165,12 @@ def write_lessons(names: Sequence[str], longest: int, options: argparse.Namespac
 
 def run_corpus(options: argparse.Namespace) -> dict[str, Any]:
     """Stages 3 to 5 for one corpus."""
+    from qwen3_embedding.config import check_begun
     from qwen3_embedding.evaluation.collection import read_collection, read_info
     from qwen3_embedding.synthesis.ledger import read_pairs
 
     names = ("documents", "queries_each", "steps", "batch_size", "learning_rate", "table_rate", "seed", "hide")
-    claim(options.out / options.corpus, {name: getattr(options, name) for name in names})
+    check_begun(options.out / options.corpus / "begun.json", {name: getattr(options, name) for name in names})
     folder = options.data / "eval" / options.corpus
     collection, info = read_collection(folder), read_info(folder)
     out = options.out / options.corpus
@@ -433,4 +424,9 @@ def print_report(report: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    from qwen3_embedding.errors import Qwen3EmbeddingError
+
+    try:
+        main()
+    except Qwen3EmbeddingError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -14,7 +14,6 @@ Training has to find out where to begin, and when to copy and when to ask.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from qwen3_embedding.model.layers import Layer, SelfAttention
 from qwen3_embedding.model.weights import load_backbone
 from qwen3_embedding.training.export import export_language_model
 from qwen3_embedding.training.words import SPECIAL_DIMENSIONS, silence, steady_places, sums_words, word_vectors
+from qwen3_embedding.whole import whole_folder
 
 HEAD_DIM = 64
 SLOT = 64
@@ -98,10 +98,8 @@ def make_start(embedder: Path, output: Path, queries: Iterable[str] = (), seed: 
         backbone.norm.weight.fill_(LOGIT / math.sqrt(size))
         backbone.norm.weight[-BESIDE:] = 0.0
         backbone.norm.weight[PRIOR] = LOGIT / math.sqrt(size)
-    beside = output.with_name(output.name + ".partial")
-    shutil.rmtree(beside, ignore_errors=True)
-    export_language_model(beside, backbone, {}, embedder, "float32", tokenizer.end_id)
-    beside.rename(output)
+    with whole_folder(output) as beside:
+        export_language_model(beside, backbone, {}, embedder, "float32", tokenizer.end_id)
     return output
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from qwen3_embedding.data import Record, write_records
+from qwen3_embedding.errors import ConfigError
 from qwen3_embedding.synthesis.ledger import read_pairs
 from qwen3_embedding.training.config import load_settings
 
@@ -92,9 +93,9 @@ def test_again_does_nothing_anew(made: tuple[Any, dict[str, Any], ModuleType], c
     before = [file.stat().st_mtime_ns for file in files]
     assert run.run_corpus(options) == report
     assert [file.stat().st_mtime_ns for file in files] == before
-    with pytest.raises(SystemExit, match="was begun with steps 3, not 4"):
+    with pytest.raises(ConfigError, match="was begun with steps = 3 and now it is 4"):
         run.run_corpus(argparse.Namespace(**{**vars(options), "steps": 4}))
-    with pytest.raises(SystemExit, match=r"was begun with lessons None, not \['nq_qed_en\.jsonl\.xz'\]"):
+    with pytest.raises(ConfigError, match=r"was begun with lessons = None and now it is \['nq_qed_en\.jsonl\.xz'\]"):
         run.make_writer(argparse.Namespace(**{**vars(options), "lessons": ["nq_qed_en.jsonl.xz"]}))
     run.print_report(report, options)
     assert "| all filters |" in (options.out / "toy" / "report.md").read_text()

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
 
-from qwen3_embedding.corpus.shards import PARTIAL, vector_array
+from qwen3_embedding.corpus.shards import vector_array
 from qwen3_embedding.corpus.sinks.sink import Shape
 from qwen3_embedding.types import PRECISIONS, Precision, Vectors
+from qwen3_embedding.whole import PARTIAL
 
 
 class NpySink:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from typing import Any, Protocol
 
 from qwen3_embedding.corpus.ledger import Ledger
 from qwen3_embedding.corpus.manifest import Manifest, read_manifest
-from qwen3_embedding.corpus.shards import PARTIAL, read_batches
+from qwen3_embedding.corpus.shards import read_batches
 from qwen3_embedding.errors import DataError, IndexCorruptError
 from qwen3_embedding.types import Precision, Vectors
+from qwen3_embedding.whole import write_text
 
 CURSORS = "sinks"
 
@@ -196,11 +196,8 @@ class _Cursor:
             self.removed = removed
         if not self.keeps:
             return
-        self.path.parent.mkdir(exist_ok=True)
-        beside = self.path.with_name(self.path.name + PARTIAL)
         state = {"sink": self.sink, "removed": self.removed, "shards": self.shards}
-        beside.write_text(json.dumps(state, indent=1), encoding="utf-8")
-        os.replace(beside, self.path)
+        write_text(self.path, json.dumps(state, indent=1))
 
 
 def _shape(manifest: Manifest) -> Shape:
