@@ -30,8 +30,7 @@ def whole_file(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     beside = _beside(path, shared)
     try:
         yield beside
-        with beside.open("rb") as file:
-            os.fsync(file.fileno())
+        force_to_disk(beside)
         os.replace(beside, path)
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -51,6 +50,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     beside.mkdir(parents=True)
     try:
         yield beside
+        force_to_disk(*beside.rglob("*"), beside)
         os.rename(beside, path)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -66,6 +66,16 @@ def write_bytes(path: str | Path, data: bytes, *, shared: bool = False) -> None:
     """A file of bytes, :func:`whole_file`."""
     with whole_file(path, shared=shared) as beside:
         beside.write_bytes(data)
+
+
+def force_to_disk(*paths: Path) -> None:
+    """So that what has its name is whole behind a power cut too: contents of files, entries of folders."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _beside(path: Path, shared: bool = False) -> Path:

@@ -8,7 +8,6 @@ widens to 32 bits, are stored as a dictionary, which is one byte a value again.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +20,7 @@ import pyarrow.parquet
 
 from qwen3_embedding.errors import IndexCorruptError
 from qwen3_embedding.types import IntArray, Vectors
-from qwen3_embedding.whole import whole_file
+from qwen3_embedding.whole import force_to_disk, whole_file
 
 _GROUP_ROWS_FLOAT, _GROUP_ROWS_INTEGER = 2048, 256
 
@@ -54,17 +53,8 @@ def write_shard(path: Path, rows: ShardRows) -> Written:
         with beside.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         size = beside.stat().st_size
-    sync_folder(path.parent)
+    force_to_disk(path.parent)  # the rename outlives a power cut too
     return Written(size, digest)
-
-
-def sync_folder(folder: Path) -> None:
-    """Force a folder's entries to disk, so that a rename outlives a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_shard(path: Path) -> ShardRows:

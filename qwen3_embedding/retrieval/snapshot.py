@@ -30,6 +30,7 @@ from qwen3_embedding.retrieval.graph import Graph
 from qwen3_embedding.retrieval.mapped import new_array
 from qwen3_embedding.retrieval.search import top_ranking
 from qwen3_embedding.types import FloatArray, IntArray
+from qwen3_embedding.whole import force_to_disk
 
 SnapshotPass = Literal["binary", "hnsw-sq"]
 
@@ -207,7 +208,7 @@ def write_snapshot(
         removed = _write_pass(beside, kind, ordered_N, vectors_ND, base)
         about = About(kind, len(ordered_N), dimensions, next_number, removed)
         (beside / _ABOUT).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
-        _force_to_disk(beside)
+        force_to_disk(*beside.iterdir(), beside)
         os.replace(beside, target)
     except BaseException:
         shutil.rmtree(beside, ignore_errors=True)
@@ -256,16 +257,6 @@ def _gone(base: Live | None, ordered_N: IntArray) -> IntArray | None:
     gone = np.setdiff1d(base.snapshot.numbers_N, ordered_N, assume_unique=True)
     lost = base.snapshot.about.removed + len(gone)
     return gone if lost <= _REBUILD_SHARE * max(1, base.snapshot.about.rows) else None
-
-
-def _force_to_disk(folder: Path) -> None:
-    """So that a snapshot that has its name is whole, also behind a power cut."""
-    for path in (*folder.iterdir(), folder):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _slices(vectors_ND: FloatArray, rows: int = 65_536) -> Iterator[FloatArray]:
