@@ -16,7 +16,7 @@ PARTIAL = ".partial"
 def whole_file(path: str | Path, *, shared: bool = False) -> Iterator[Path]:
     """The place to write a file to; when the block ends it becomes ``path``, and replaces what stood there.
 
-    Fails the block, what was written is removed and ``path`` is as it was.  Folders above it are made.
+    A block that fails leaves ``path`` as it was and nothing beside it.  Folders above it are made.
 
     Args:
         path: the file.

@@ -41,10 +41,10 @@ from qwen3_embedding.synthesis.recipe import (
     PersonaSettings,
     Synthesis,
     SynthesisRecipe,
-    write_text,
 )
 from qwen3_embedding.training.adapting import Adapting, adapting_settings, sums_its_words
 from qwen3_embedding.training.config import LoraSettings
+from qwen3_embedding.whole import write_text
 
 if TYPE_CHECKING:
     from qwen3_embedding.evaluation.run import Evaluation

@@ -191,7 +191,7 @@ def task_instruction(folder: Path) -> str:
 
 
 def measure(tasks: dict[str, Path], options: argparse.Namespace) -> AblationCard:
-    """Step 3: all rows on the same questions."""
+    """Step 4: all rows on the same questions."""
     from qwen3_embedding import Embedder, Reranker
     from qwen3_embedding.evaluation.ablation import ablation_card
 

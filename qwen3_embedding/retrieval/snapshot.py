@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,11 +29,11 @@ from qwen3_embedding.retrieval.graph import Graph
 from qwen3_embedding.retrieval.mapped import new_array
 from qwen3_embedding.retrieval.search import top_ranking
 from qwen3_embedding.types import FloatArray, IntArray
-from qwen3_embedding.whole import force_to_disk
+from qwen3_embedding.whole import PARTIAL, whole_folder
 
 SnapshotPass = Literal["binary", "hnsw-sq"]
 
-_PREFIX, _PART = "snapshot-", ".part"
+_PREFIX = "snapshot-"
 _VECTORS, _ROWS, _ABOUT = "vectors.npy", "rows.arrow", "snapshot.json"
 _REBUILD_SHARE = 0.2
 """A graph that has lost more of its rows than this is built anew: those that are gone still cost their steps."""
@@ -170,7 +169,7 @@ class Live:
 
 def newest(folder: Path) -> Path | None:
     """The newest whole snapshot in an index folder."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if not path.name.endswith(_PART)]
+    found = [path for path in folder.glob(f"{_PREFIX}*") if path.suffix not in (PARTIAL, ".part")]
     return max(found, key=lambda path: path.name, default=None)
 
 
@@ -200,19 +199,11 @@ def write_snapshot(
     ordered_N = np.sort(numbers)
     serial = 1 + max((int(path.name[len(_PREFIX) :]) for path in folder.glob(f"{_PREFIX}*[0-9]")), default=-1)
     target = folder / f"{_PREFIX}{serial:06d}"
-    beside = target.with_name(target.name + _PART)
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    try:
+    with whole_folder(target) as beside:
         vectors_ND = _write_rows(beside, ordered_N, dimensions, read())
         removed = _write_pass(beside, kind, ordered_N, vectors_ND, base)
         about = About(kind, len(ordered_N), dimensions, next_number, removed)
         (beside / _ABOUT).write_text(json.dumps(asdict(about), indent=1) + "\n", encoding="utf-8")
-        force_to_disk(*beside.iterdir(), beside)
-        os.replace(beside, target)
-    except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise
     for path in folder.glob(f"{_PREFIX}*"):
         if path != target:  # who has it mapped keeps it until he lets go
             shutil.rmtree(path, ignore_errors=True)

@@ -310,10 +310,9 @@ def write_variant(
 
 def train_embedder(records: Path, name: str, seed: int, options: argparse.Namespace, out: Path) -> Path:
     """Stage 5: the embedder, trained on the records and nothing else."""
-    from qwen3_embedding.model.weights import load_backbone
+    from qwen3_embedding.training.adapting import sums_its_words
     from qwen3_embedding.training.config import parse_settings
     from qwen3_embedding.training.trainer import train
-    from qwen3_embedding.training.words import sums_words
 
     output = out / "embedders" / f"{records.stem}-{seed}"
     if output.exists():
@@ -321,7 +320,7 @@ def train_embedder(records: Path, name: str, seed: int, options: argparse.Namesp
     source: dict[str, Any] = {"path": str(records), "hide": options.hide}
     if name == "crops":
         source |= {"crop": 1.0, "window": 1.0}
-    sums = sums_words(load_backbone(options.embedder)[0])
+    sums = sums_its_words(options.embedder)
     table_rate = options.table_rate or (0.1 if sums else 4e-3)
     settings: dict[str, Any] = {
         "kind": "embedder",
@@ -405,6 +404,8 @@ def row_line(row: Mapping[str, Any]) -> str:
 
 def print_report(report: dict[str, Any], options: argparse.Namespace) -> None:
     """Write and print the table and the samples."""
+    from qwen3_embedding.whole import write_text
+
     about = (
         f"{report['corpus']}: {report['queries']:,} real queries, {report['documents']:,} documents, of which "
         f"{report['documents_written_for']:,} were written for; {options.steps} steps of "
@@ -416,10 +417,8 @@ def print_report(report: dict[str, Any], options: argparse.Namespace) -> None:
     text = "\n".join(lines) + "\n"
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}
     out = options.out / options.corpus
-    (out / "report.md").write_text(text, encoding="utf-8")
-    (out / "report.json").write_text(
-        json.dumps({"settings": settings, **report}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-    )
+    write_text(out / "report.md", text)
+    write_text(out / "report.json", json.dumps({"settings": settings, **report}, ensure_ascii=False, indent=1) + "\n")
     print(text)
 
 

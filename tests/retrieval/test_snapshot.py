@@ -184,12 +184,12 @@ def test_killed_while_it_writes_a_snapshot_the_old_one_stays(tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", script, str(index.folder)], cwd=Path(__file__).parents[2], check=False)
     assert done.returncode == -signal.SIGKILL
-    assert list(index.folder.glob("*.part")), "what it left"
+    assert list(index.folder.glob("*.part*")), "what it left"
     again = SearchIndex.open(index.folder, HashEncoder(DIMENSIONS))
     assert len(again) == 599
     agrees(again)
     again.optimize()
-    assert not list(index.folder.glob("*.part"))
+    assert not list(index.folder.glob("*.part*"))
     agrees(again)
 
 
@@ -205,7 +205,7 @@ def test_no_room_for_a_snapshot_keeps_the_old_one(index: SearchIndex) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert newest(index.folder) == before
-    assert not list(index.folder.glob("*.part"))
+    assert not list(index.folder.glob("*.part*"))
     agrees(index)
 
 
