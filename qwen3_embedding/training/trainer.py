@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,30 +48,6 @@ class Trained:
     """Of this process; a resumed run counts from where it took over."""
 
 
-def train(settings: TrainingSettings, show: bool = True) -> Trained:
-    """Train as the settings say, from the newest checkpoint of the run folder if there is one, and export the result.
-
-    Under ``torchrun`` every process calls this; the batch is spread over them and the result is the same.
-
-    Args:
-        settings: the run.
-        show: progress on stderr.
-
-    Raises:
-        ValueError: ``output`` is there already.
-        NumericalError: a loss or gradient that is not finite; the batch is in ``failed-step-*.json`` of the run folder,
-            and neither weights nor checkpoints were touched.
-        CheckpointError, DataError: what is to be read is missing, torn or foreign, or the disk is full.
-    """
-    if settings.output.exists():
-        raise ValueError(f"{settings.output} is there already; choose another output or remove it")
-    with joined() as ranks:
-        gpu = torch.cuda.is_available()
-        device = torch.device("cuda", ranks.rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
-        with fixed_order(device):
-            return Run(settings, make_objective(settings, device), ranks).go(show)
-
-
 def make_objective(settings: TrainingSettings, device: torch.device) -> Objective:
     """The embedder, reranker or language model to train."""
     if settings.kind == "embedder":
@@ -89,6 +65,35 @@ def make_objective(settings: TrainingSettings, device: torch.device) -> Objectiv
     from qwen3_embedding.training.reranker import RerankerObjective
 
     return RerankerObjective(settings, device)
+
+
+def train(
+    settings: TrainingSettings,
+    show: bool = True,
+    make: Callable[[TrainingSettings, torch.device], Objective] = make_objective,
+) -> Trained:
+    """Train as the settings say, from the newest checkpoint of the run folder if there is one, and export the result.
+
+    Under ``torchrun`` every process calls this; the batch is spread over them and the result is the same.
+
+    Args:
+        settings: the run.
+        show: progress on stderr.
+        make: the thing that is trained, from settings and device.
+
+    Raises:
+        ValueError: ``output`` is there already.
+        NumericalError: a loss or gradient that is not finite; the batch is in ``failed-step-*.json`` of the run folder,
+            and neither weights nor checkpoints were touched.
+        CheckpointError, DataError: what is to be read is missing, torn or foreign, or the disk is full.
+    """
+    if settings.output.exists():
+        raise ValueError(f"{settings.output} is there already; choose another output or remove it")
+    with joined() as ranks:
+        gpu = torch.cuda.is_available()
+        device = torch.device("cuda", ranks.rank % torch.cuda.device_count()) if gpu else torch.device("cpu")
+        with fixed_order(device):
+            return Run(settings, make(settings, device), ranks).go(show)
 
 
 class Run:

@@ -7,15 +7,31 @@ row; a query about what was cut off would teach it to write about nothing it can
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
+from typing import Protocol
 
 from qwen3_embedding.data import Record
-from qwen3_embedding.inputs.tokenizer import Tokenizer
 
 _SENTENCE = re.compile(r".+?(?:[。！？!?\n]+[」』）)]*|\.(?=\s)|$)\s*", re.DOTALL)
 _AT_ONCE = 2048
+
+
+class Tokens(Protocol):
+    """A tokenizer."""
+
+    def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, no special ones."""
+        ...
+
+
+def is_qwen3(folder: Path) -> bool:
+    """Whether a checkpoint has Qwen3's layers, which this package trains and runs itself."""
+    found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    return bool(found == "qwen3")
 
 
 def sentences(text: str) -> list[str]:
@@ -34,7 +50,7 @@ def passages(parts: Sequence[str], sizes: Sequence[int], longest: int) -> list[s
     return found
 
 
-def passages_of(texts: Sequence[str], tokenizer: Tokenizer, longest: int) -> list[list[str]]:
+def passages_of(texts: Sequence[str], tokenizer: Tokens, longest: int) -> list[list[str]]:
     """The passages of each text."""
     split = [sentences(text) for text in texts]
     counts = iter([len(ids) for ids in tokenizer.token_ids([part for parts in split for part in parts])])
@@ -48,7 +64,7 @@ def about(query: str, found: Sequence[str]) -> str:
 
 
 def lessons(
-    records: Iterable[Record], tokenizer: Tokenizer, longest: int, without: Collection[str] = ()
+    records: Iterable[Record], tokenizer: Tokens, longest: int, without: Collection[str] = ()
 ) -> Iterator[Record]:
     """Each record with, as its only positive, the passage that its query is about.
 

@@ -73,7 +73,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--lessons", nargs="+", help="files of train/ that the writer learns from, alike; default writer.toml's"
     )
-    parser.add_argument("--writer-steps", type=int, help="in place of writer.toml's")
+    parser.add_argument("--writer-steps", type=int, help="in place of writer.toml's, public_writer.toml's")
+    parser.add_argument(
+        "--writer-model",
+        help="a public causal language model (folder or hub id, HuggingFaceTB/SmolLM2-135M-Instruct …) that learns to "
+        "write in place of our own; needs transformers and peft",
+    )
     parser.add_argument("--steps", type=int, default=30, help="of every embedder")
     parser.add_argument("--batch-size", type=int, default=512, help="pairs of a step")
     parser.add_argument(
@@ -98,30 +103,47 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def make_writer(options: argparse.Namespace) -> Path:
     """Stages 1 and 2."""
     from qwen3_embedding.config import check_begun
+    from qwen3_embedding.inference.source import resolve
     from qwen3_embedding.model.weights import fingerprint
     from qwen3_embedding.training.config import load_settings
-    from qwen3_embedding.training.trainer import train
+    from qwen3_embedding.training.trainer import make_objective, train
 
-    names = ("writer_steps", "corpus", "lessons")
+    sys.path.insert(0, str(HERE))
+    from passages import is_qwen3
+
+    names = ("writer_steps", "corpus", "lessons", "writer_model")
     facts = {"embedder": fingerprint(options.embedder), **{name: getattr(options, name) for name in names}}
     check_begun(options.out / "begun.json", facts)
-    start, writer = options.out / "start", options.out / "writer"
-    made = load_settings(HERE / "writer.toml")
+    writer = options.out / "writer"
+    model = resolve(options.writer_model) if options.writer_model else None
+    made = load_settings(HERE / ("public_writer.toml" if model else "writer.toml"))
     by_name = lesson_sources(made, options)
-    lessons = write_lessons(list(by_name), made.data.max_document_tokens, options)
-    if not start.exists():
-        sys.path.insert(0, str(HERE))
-        from start import make_start
+    lessons = write_lessons(list(by_name), made.data.max_document_tokens, model or options.embedder, options)
+    if writer.exists():
+        return writer
+    make = make_objective
+    if model is not None and not is_qwen3(model):
+        from public_writer import PublicObjective
 
-        from qwen3_embedding.data import read_records
-
-        make_start(options.embedder, start, (r.query for path in lessons.values() for r in read_records(path)))
-    if not writer.exists():
-        sources = tuple(dataclasses.replace(by_name[name], path=path) for name, path in lessons.items())
-        data = dataclasses.replace(made.data, sources=sources, cache=options.out / "token-cache")
-        run = dataclasses.replace(made.run, steps=options.writer_steps or made.run.steps)
-        train(dataclasses.replace(made, model=start, output=writer, data=data, run=run))
+        make = PublicObjective
+    sources = tuple(dataclasses.replace(by_name[name], path=path) for name, path in lessons.items())
+    data = dataclasses.replace(made.data, sources=sources, cache=options.out / "token-cache")
+    run = dataclasses.replace(made.run, steps=options.writer_steps or made.run.steps)
+    start = model or make_own_start(lessons.values(), options)
+    train(dataclasses.replace(made, model=start, output=writer, data=data, run=run), make=make)
     return writer
+
+
+def make_own_start(lessons: Iterable[Path], options: argparse.Namespace) -> Path:
+    """Stage 1: the small language model that copies."""
+    from start import make_start
+
+    from qwen3_embedding.data import read_records
+
+    start = options.out / "start"
+    if not start.exists():
+        make_start(options.embedder, start, (record.query for path in lessons for record in read_records(path)))
+    return Path(start)
 
 
 def lesson_sources(made: TrainingSettings, options: argparse.Namespace) -> dict[str, SourceSettings]:
@@ -133,28 +155,34 @@ def lesson_sources(made: TrainingSettings, options: argparse.Namespace) -> dict[
     return {name: SourceSettings(path=options.data / "train" / name, weight=1.0) for name in options.lessons}
 
 
-def write_lessons(names: Sequence[str], longest: int, options: argparse.Namespace) -> dict[str, Path]:
+def write_lessons(names: Sequence[str], longest: int, model: Path, options: argparse.Namespace) -> dict[str, Path]:
     """What the writer learns from: of each labelled pair in the corpus' languages the passage that its query is about.
 
     Returns:
         Files with pairs, by their names; pairs of all languages where there are none in the corpus'.
     """
-    sys.path.insert(0, str(HERE))
-    from passages import lessons
+    from passages import Tokens, is_qwen3, lessons
 
     from qwen3_embedding.data import read_records, write_records
     from qwen3_embedding.evaluation.collection import read_collection, read_info
     from qwen3_embedding.inputs.tokenizer import Tokenizer
 
     folder = options.data / "eval" / options.corpus
-    corpus, tokenizer = set(read_collection(folder).documents.values()), Tokenizer.from_folder(options.embedder)
+    corpus = set(read_collection(folder).documents.values())
+    counter: Tokens
+    if is_qwen3(model):
+        counter = Tokenizer.from_folder(model)
+    else:
+        from public_writer import PublicTokens
+
+        counter = PublicTokens(model)
     for languages in (read_info(folder).languages, ()):
         found = {name: options.out / "lessons" / name.replace(".xz", "") for name in names}
         for name, path in found.items():
             if not path.exists() or not path.stat().st_size:
                 records = read_records(options.data / "train" / name)
                 fitting = (record for record in records if not languages or record.language in languages)
-                write_records(path, lessons(fitting, tokenizer, longest, corpus))
+                write_records(path, lessons(fitting, counter, longest, corpus))
         found = {name: path for name, path in found.items() if path.stat().st_size}
         if found:
             return found

@@ -15,13 +15,16 @@ import json
 import random
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from passages import passages_of
+from passages import is_qwen3, passages_of
 
 from qwen3_embedding.inference.generator import BATCH, Generator, Sampling
 from qwen3_embedding.training.config import TrainingSettings, load_settings
+
+if TYPE_CHECKING:
+    from public_writer import PublicGenerator
 
 _PASSAGE = re.compile(r"<<< passage (\w+)\n(.*)\n>>> passage \1", re.DOTALL)
 
@@ -30,7 +33,7 @@ class Writer:
     """Documents to queries, in batches as they come."""
 
     def __init__(self, folder: Path, sampling: Sampling) -> None:
-        self.generator = Generator.from_folder(folder, sampling=sampling)
+        self.generator = generator_of(folder, sampling)
         learnt: TrainingSettings = load_settings(folder / "training.toml")
         self.longest = learnt.data.max_document_tokens
         (self.separator,) = self.generator.tokenizer.token_ids([learnt.language_model.separator])
@@ -62,6 +65,15 @@ class Writer:
             for (_, _, done), answer in zip(batch, written, strict=True):
                 if not done.done():
                     done.set_result(answer)
+
+
+def generator_of(folder: Path, sampling: Sampling) -> Generator | PublicGenerator:
+    """Qwen3's own layers in this package's engine, any other model through transformers."""
+    if is_qwen3(folder):
+        return Generator.from_folder(folder, sampling=sampling)
+    from public_writer import PublicGenerator
+
+    return PublicGenerator(folder, sampling)
 
 
 async def answer(writer: Writer, body: dict[str, Any]) -> tuple[dict[str, Any], int, int]:

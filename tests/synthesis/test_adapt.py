@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -14,9 +12,9 @@ from qwen3_embedding import Embedder
 from qwen3_embedding.config import load_toml
 from qwen3_embedding.data import Record, read_records, write_records
 from qwen3_embedding.errors import ConfigError, DataError
+from tests.support.recipes import RECIPES, load_recipe
 from tests.synthesis.support import served, serving, write_documents
 
-FOLDER = Path(__file__).resolve().parents[2] / "recipes"
 RECIPE = """
 documents = "{documents}"
 out = "{out}"
@@ -60,13 +58,7 @@ rank = 4
 
 @pytest.fixture(scope="module")
 def adapt() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("adapt", FOLDER / "adapt.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["adapt"] = module  # its dataclasses look up their module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("adapt")
 
 
 def write_recipe(folder: Path, base: Path, url: str) -> Path:
@@ -181,7 +173,7 @@ def test_real_questions_measure_and_are_not_learnt(adapted: tuple[Path, Path, Mo
 
 
 def test_the_shipped_recipe_loads(adapt: ModuleType) -> None:
-    settings = load_toml(FOLDER / "adapt.toml", adapt.AdaptRecipe)
+    settings = load_toml(RECIPES / "adapt.toml", adapt.AdaptRecipe)
     assert settings.synthesis.encoder is not None
     assert settings.synthesis.encoder.model == settings.base
     assert settings.lora.rank == 32

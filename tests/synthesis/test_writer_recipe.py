@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import sys
 import urllib.error
@@ -19,21 +18,17 @@ from qwen3_embedding.data import Record, write_records
 from qwen3_embedding.errors import ConfigError
 from qwen3_embedding.synthesis.ledger import read_pairs
 from qwen3_embedding.training.config import load_settings
+from tests.support.recipes import RECIPES, load_recipe
 
-RECIPE = Path(__file__).resolve().parents[2] / "recipes" / "synthesis"
-NANO = RECIPE.parents[1] / "qwen3_embedding" / "assets" / "nano-embedding"
+RECIPE = RECIPES / "synthesis"
+NANO = RECIPES.parent / "qwen3_embedding" / "assets" / "nano-embedding"
 NOUNS = ("river", "engine", "garden", "market", "letter", "window", "bridge", "planet")
 PLACES = ("Oslo", "Quito", "Lagos", "Busan", "Perth", "Turin")
 ELSEWHERE = ("Paris", "Milan", "Delhi")
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"synthesis_{name}", RECIPE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(f"synthesis/{name}")
 
 
 def passage(noun: str, place: str) -> str:

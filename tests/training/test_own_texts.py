@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 
 from qwen3_embedding import Embedder
 from qwen3_embedding.errors import ConfigError, DataError
+from tests.support.recipes import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 XQUAD = ROOT / "qwen3_embedding" / "assets" / "demo" / "xquad-r"
@@ -23,12 +23,7 @@ ROWS += [name.replace("base", "own texts") for name in ROWS[1:]]
 
 @pytest.fixture(scope="module")
 def recipe() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("own_texts", ROOT / "recipes" / "own_texts.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe("own_texts")
 
 
 @pytest.fixture(scope="module")

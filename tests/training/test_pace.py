@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,19 +13,14 @@ from qwen3_embedding.data import write_records
 from qwen3_embedding.data.files import read_records
 from qwen3_embedding.inference.source import resolve
 from qwen3_embedding.inputs.tokenizer import Tokenizer
+from tests.support.recipes import RECIPES, load_recipe
 from tests.training.support import pair_records, settings
 
-RECIPES = Path(__file__).parents[2] / "recipes" / "pipeline"
+PIPELINE = RECIPES / "pipeline"
 
 
 def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, RECIPES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(f"pipeline/{name}")
 
 
 def test_steps_follow_from_the_time_and_stay(tmp_path: Path, embedder_folder: Path) -> None:
@@ -63,7 +57,7 @@ def test_a_cut_is_smaller_and_the_same_again(tmp_path: Path) -> None:
     cuts = []
     for name in ("one", "two"):
         wanted = ["--characters", "8", "--only", "pairs=5", "left-out=0"]
-        command = [sys.executable, str(RECIPES / "cut.py"), str(tmp_path / "all"), str(tmp_path / name), *wanted]
+        command = [sys.executable, str(PIPELINE / "cut.py"), str(tmp_path / "all"), str(tmp_path / name), *wanted]
         subprocess.run(command, check=True, capture_output=True)
         assert [path.name for path in (tmp_path / name).iterdir()] == ["pairs.jsonl"]
         cuts.append(list(read_records(tmp_path / name / "pairs.jsonl")))
@@ -74,7 +68,7 @@ def test_a_cut_is_smaller_and_the_same_again(tmp_path: Path) -> None:
 
 def test_an_unknown_file_is_named(tmp_path: Path) -> None:
     write_records(tmp_path / "all" / "pairs.jsonl", pair_records())
-    command = [sys.executable, str(RECIPES / "cut.py"), str(tmp_path / "all"), str(tmp_path / "out")]
+    command = [sys.executable, str(PIPELINE / "cut.py"), str(tmp_path / "all"), str(tmp_path / "out")]
     done = subprocess.run([*command, "--only", "pears=5"], check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert "pears; there are pairs" in done.stderr
