@@ -48,8 +48,6 @@ def command(
 ) -> None:
     """Search an index and print the hits, best first."""
     with importing():
-        from qwen3_embedding.inference.embedder import Embedder
-        from qwen3_embedding.inference.reranker import Reranker
         from qwen3_embedding.retrieval.explain import explanation, summary
         from qwen3_embedding.retrieval.fusion import Fusion
         from qwen3_embedding.retrieval.index import SearchIndex
@@ -70,11 +68,17 @@ def command(
         rerank_weight=rerank_weight,
     )
     source = model or model_source(read_manifest(index))
-    needs_vectors = mode != "text"
-    embedder = (
-        Embedder.from_pretrained(source, device, dtype, offline=offline, hub=hub(hub_name)) if needs_vectors else None
-    )
-    scorer = Reranker.from_pretrained(reranker, device, dtype, offline=offline, hub=hub(hub_name)) if reranker else None
+    embedder = scorer = None  # full text alone needs no model, and not the second that importing torch takes
+    if mode != "text":
+        with importing():
+            from qwen3_embedding.inference.embedder import Embedder
+
+        embedder = Embedder.from_pretrained(source, device, dtype, offline=offline, hub=hub(hub_name))
+    if reranker:
+        with importing():
+            from qwen3_embedding.inference.reranker import Reranker
+
+        scorer = Reranker.from_pretrained(reranker, device, dtype, offline=offline, hub=hub(hub_name))
     opened = SearchIndex.open(index, embedder, scorer)
     results = opened.run([query], plan)
     if as_json:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from qwen3_embedding import Embedder
 from qwen3_embedding.cli import main
+from qwen3_embedding.retrieval.index import SearchIndex
 from qwen3_embedding.retrieval.snapshot import newest
 
 
@@ -63,3 +67,16 @@ def test_index_check_compact_and_explain(
     parts = sum(timing[f"{stage}_s"] for stage in ("embed", "candidates", "rescore", "text", "fetch", "rerank"))
     assert timing["total_s"] == pytest.approx(parts)
     assert timing["reranked"] == 100
+
+
+def test_full_text_alone_needs_no_torch(tmp_path: Path, embedder_folder: Path) -> None:
+    index = SearchIndex.create(tmp_path / "index", Embedder.from_pretrained(embedder_folder))
+    index.add([{"id": "a", "text": "the river of Oslo"}, {"id": "b", "text": "a bridge"}])
+    code = (
+        "import sys; from qwen3_embedding.cli import app; app(standalone_mode=False); "
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    command = [sys.executable, "-c", code, "search", str(tmp_path / "index"), "river", "--mode", "text"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines()] == ["a"]
