@@ -137,6 +137,7 @@ def _embedder_checks(folder: Path, published: str | None, device: str, dtype: st
     end = model.tokenizer.end_id
     once = all(sequence[-1] == end and sequence.count(end) == 1 for sequence in ids)
     yield _judge("end token exactly once, also empty, cut, and with special strings inside", once, str(once))
+    yield _file_check(model.tokenizer, True)
     prompt = model.tokenizer.token_strings(model.tokenizer.encode_queries(["x"], "t").ids[0][:-1])
     yield _equal("query prompt", "".join(prompt), "Instruct: t\nQuery:x")
     tolerance = BATCH_TOLERANCE[model.backbone.type_name]
@@ -164,6 +165,7 @@ def _reranker_checks(folder: Path, published: str | None, device: str, dtype: st
     yield _judge(
         "prompt: single newlines, closed thought", prompt.endswith(wanted), repr(prompt[-len(wanted) :]), repr(wanted)
     )
+    yield _file_check(model.tokenizer, False)
     tolerance = BATCH_TOLERANCE[model.backbone.type_name]
     yield _invariance("score alone against in a batch", lambda texts: model.score(PLANET_QUERY, texts), tolerance)
     shared = model.score(PLANET_QUERY, _TEXTS)
@@ -202,6 +204,15 @@ def _token_checks(tokenizer: Tokenizer, published: str | None) -> Iterator[Check
     hostile = tokenizer.token_ids(["</think><|im_end|>"])[0]
     control = {*tokenizer.reranker_suffix_ids[-2:-1], tokenizer.reranker_suffix_ids[0]}
     yield _judge("special strings in a text are text", not control & set(hostile), str(hostile[:8]))
+
+
+def _file_check(tokenizer: Tokenizer, wanted: bool) -> Check:
+    """This package encodes by itself; transformers, sentence-transformers, TEI and vLLM do what the file says."""
+    said = {True: "the end token behind every text", False: "nothing behind a text"}
+    return _judge(
+        "tokenizer.json for other engines", tokenizer.puts_end_token == wanted,
+        f"it puts {said[tokenizer.puts_end_token]}", f"it puts {said[wanted]}: its post_processor decides",
+    )  # fmt: skip
 
 
 def _weights_check(state: dict[str, torch.Tensor]) -> Check:

@@ -82,6 +82,15 @@ class Tokenizer:
         plain.decoder = self._with_special.decoder
         return plain
 
+    @cached_property
+    def puts_end_token(self) -> bool:
+        """Whether ``tokenizer.json`` itself puts the end token behind a text, for the engines that do what it says.
+
+        An embedder's must; a reranker's must not, since the template's end is added to what it gives.  This package
+        encodes by itself and does not ask.
+        """
+        return bool(self._with_special.encode("x").ids[-1] == self.end_id)
+
     @property
     def vocab_size(self) -> int:
         """Ids that this tokenizer can give, added tokens included."""

@@ -56,8 +56,13 @@ def export_embedder(folder: Path, backbone: Backbone, source: Path, dtype: str, 
 def export_reranker(
     folder: Path, backbone: Backbone, head: dict[str, Tensor], source: Path, dtype: str, end_id: int
 ) -> None:
-    """Weights with the published rerankers' names, configuration, tokenizer and chat template."""
+    """Weights with the published rerankers' names, configuration, tokenizer and chat template.
+
+    The tokenizer puts no end token behind a pair, as the published ones do not: the model card's own code adds the
+    template's end to what it gives.
+    """
     _export(folder, backbone, head, source, dtype, end_id, Layout(prefix="model."))
+    _set_end_token(folder, False)
     (folder / "chat_template.jinja").write_text(RERANKER_CHAT_TEMPLATE, encoding="utf-8")
 
 

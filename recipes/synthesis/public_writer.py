@@ -177,6 +177,9 @@ class PublicGenerator:
     order do not tip a choice: every row draws from a generator of its own.
     """
 
+    batch = 64
+    """Prompts that are gone on with together."""
+
     def __init__(self, folder: Path, sampling: Sampling) -> None:
         self.name, self.sampling, self.tokenizer = folder.name, sampling, PublicTokens(folder)
         self._model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

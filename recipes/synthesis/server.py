@@ -4,13 +4,15 @@
 
 It answers the two retrieval questions of ``synthesize`` (docs/synthesis.md): a configuration by a draw from the seed,
 since the tiny model knows no people, and a query by sampling behind a passage of the document that stands in the
-prompt.  Anything else is refused with 400.  Requests that wait are written together, up to 32.
+prompt.  Anything else is refused with 400.  Requests that wait are written together, up to 32
+(64 of a public model).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import random
 import re
@@ -33,8 +35,9 @@ class Writer:
     """Documents to queries, in batches as they come."""
 
     def __init__(self, folder: Path, sampling: Sampling) -> None:
-        self.generator = generator_of(folder, sampling)
         learnt: TrainingSettings = load_settings(folder / "training.toml")
+        self.generator = generator_of(folder, sampling, learnt.data.max_query_tokens)
+        self.most = BATCH if isinstance(self.generator, Generator) else self.generator.batch
         self.longest = learnt.data.max_document_tokens
         (self.separator,) = self.generator.tokenizer.token_ids([learnt.language_model.separator])
         self.waiting: asyncio.Queue[tuple[list[int], int, asyncio.Future[Any]]] = asyncio.Queue()
@@ -58,7 +61,7 @@ class Writer:
         while True:
             batch = [await self.waiting.get()]
             await asyncio.sleep(0.005)  # let those that came together be written together
-            while len(batch) < BATCH and not self.waiting.empty():
+            while len(batch) < self.most and not self.waiting.empty():
                 batch.append(self.waiting.get_nowait())
             prompts, seeds = [prompt for prompt, _, _ in batch], [seed for _, seed, _ in batch]
             written = await asyncio.to_thread(self.generator.write, prompts, seeds)
@@ -67,13 +70,16 @@ class Writer:
                     done.set_result(answer)
 
 
-def generator_of(folder: Path, sampling: Sampling) -> Generator | PublicGenerator:
-    """Qwen3's own layers in this package's engine, any other model through transformers."""
+def generator_of(folder: Path, sampling: Sampling, longest: int) -> Generator | PublicGenerator:
+    """Qwen3's own layers in this package's engine, any other model through transformers.
+
+    There a batch takes as long as its longest query, so none is longer than what was learnt.
+    """
     if is_qwen3(folder):
         return Generator.from_folder(folder, sampling=sampling)
     from public_writer import PublicGenerator
 
-    return PublicGenerator(folder, sampling)
+    return PublicGenerator(folder, dataclasses.replace(sampling, max_tokens=min(sampling.max_tokens, longest)))
 
 
 async def answer(writer: Writer, body: dict[str, Any]) -> tuple[dict[str, Any], int, int]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from qwen3_embedding import Embedder, Reranker
 from qwen3_embedding.inference.source import ASSETS, BUNDLED
 from qwen3_embedding.inference.verify import verify
+from qwen3_embedding.inputs.prompts import RERANKER_PREFIX, RERANKER_SUFFIX, reranker_body
+from qwen3_embedding.types import DEFAULT_INSTRUCTION
 
 TEXTS = ["gravity pulls", "重力", "def f(x): return x", "Où est la gare ?"]
 
@@ -29,6 +32,23 @@ def test_sentence_transformers_reads_the_same_vectors() -> None:
     assert (embedder.embed_documents(TEXTS) * peer.encode(TEXTS)).sum(1).min() >= 0.99999
     queries = (embedder.embed_queries(TEXTS) * peer.encode(TEXTS, prompt_name="query")).sum(1)
     assert queries.min() >= 0.99999
+
+
+def test_the_model_cards_code_gives_the_same_scores() -> None:
+    """The published way: the pair's ids as the tokenizer gives them, and the template's ends added to them."""
+    folder = ASSETS / "nano-reranker"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    ends = [tokenizer.encode(end, add_special_tokens=False) for end in (RERANKER_PREFIX, RERANKER_SUFFIX)]
+    answers = [tokenizer.convert_tokens_to_ids(word) for word in ("no", "yes")]
+    wanted = []
+    for text in TEXTS:
+        ids = tokenizer(reranker_body("what is gravity", text, DEFAULT_INSTRUCTION))["input_ids"]
+        with torch.inference_mode():
+            logits = model(torch.tensor([[*ends[0], *ids, *ends[1]]])).logits[0, -1]
+        wanted.append(float(logits[answers].softmax(0)[1]))
+    ours = Reranker.from_pretrained("nano-reranker", offline=True).score("what is gravity", TEXTS)
+    assert np.abs(ours - wanted).max() <= 1e-5
 
 
 def test_the_pair_prefers_the_document_with_the_words_asked_for() -> None:

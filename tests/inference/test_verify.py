@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from qwen3_embedding.errors import ModelNotFoundError
 from qwen3_embedding.inference.verify import PUBLISHED_PARAMETERS, kind_of, verify
 from qwen3_embedding.model.config import BackboneConfig
-from tests.support.checkpoints import make_embedder_folder
+from tests.support.checkpoints import make_embedder_folder, make_reranker_folder
 
 
 def test_whole_checkpoints_pass(embedder_folder: Path, reranker_folder: Path) -> None:
@@ -20,6 +20,17 @@ def test_whole_checkpoints_pass(embedder_folder: Path, reranker_folder: Path) ->
         checks = verify(folder)
         assert len(checks) >= 9
         assert [check for check in checks if check.outcome == "fail"] == []
+
+
+def test_a_tokenizer_that_misleads_other_engines_fails(tmp_path: Path) -> None:
+    embedder, reranker = make_embedder_folder(tmp_path / "e"), make_reranker_folder(tmp_path / "r")
+    with_end = (embedder / "tokenizer.json").read_text()
+    (embedder / "tokenizer.json").write_text((reranker / "tokenizer.json").read_text())
+    (reranker / "tokenizer.json").write_text(with_end)
+    for folder, got in ((embedder, "nothing behind a text"), (reranker, "the end token behind every text")):
+        (failed,) = (check for check in verify(folder) if check.outcome == "fail")
+        assert failed.name == "tokenizer.json for other engines"
+        assert failed.got == f"it puts {got}"
 
 
 def test_broken_weights_fail(tmp_path: Path) -> None:

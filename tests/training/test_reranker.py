@@ -14,11 +14,12 @@ from qwen3_embedding import Reranker
 from qwen3_embedding.data import Record, write_records
 from qwen3_embedding.errors import DataError
 from qwen3_embedding.inputs.packing import pack
+from qwen3_embedding.inputs.tokenizer import Tokenizer
 from qwen3_embedding.training.config import RunSettings, TrainingSettings
 from qwen3_embedding.training.distributed import Ranks
 from qwen3_embedding.training.reranker import SATURATED, RerankerObjective
 from qwen3_embedding.training.trainer import train
-from tests.support.checkpoints import make_reranker_folder
+from tests.support.checkpoints import make_embedder_folder, make_reranker_folder
 from tests.training.support import graded_records, settings
 
 CPU = torch.device("cpu")
@@ -139,6 +140,14 @@ def test_a_separate_head_is_trained_and_exported(tmp_path: Path) -> None:
     before, after = (load_file(f / "model.safetensors")["lm_head.weight"] for f in (folder, made.output))
     changed = (before != after).any(dim=1).nonzero()[:, 0].tolist()
     assert changed == sorted(RerankerObjective(made, CPU).judge.answers)
+
+
+def test_grown_from_an_embedder_it_puts_no_end_token_behind_a_pair(tmp_path: Path) -> None:
+    folder, embedder = make_reranker_folder(tmp_path / "model"), make_embedder_folder(tmp_path / "embedder")
+    (folder / "tokenizer.json").write_bytes((embedder / "tokenizer.json").read_bytes())
+    made = make(tmp_path, folder, run={"steps": 1, "checkpoint_every": 1})
+    train(made, show=False)
+    assert [Tokenizer.from_folder(f).puts_end_token for f in (folder, made.output)] == [True, False]
 
 
 @pytest.mark.parametrize("loss", ["listwise", "distillation"])
