@@ -6,8 +6,9 @@
 2. writer: it learns to write the query behind a passage, from labelled pairs of other corpora in the corpus' language:
    no pair whose document is in the corpus. --lessons names others: titles and abstracts teach it to write titles.
 3. pairs: a server with the writer in another process; ``synthesize`` asks it about a sample of the corpus' documents.
-4. variants: the pairs with all filters, with none, with each one left out and with each one alone; and two baselines
-   without a language model: crops of the documents (inverse cloze) and their first sentences, as queries.
+4. variants: the pairs with all filters, with none, with each one left out and with each one alone; two baselines
+   without a language model: crops of the documents (inverse cloze) and their first sentences, as queries; and the
+   pairs together with the first sentences.
 5. For each variant the embedder is trained anew on these pairs, with the same settings, and measured on the corpus'
    real queries, beside the untrained embedder.  No query or judgement of the corpus is seen before that.
 
@@ -48,6 +49,7 @@ SWITCHES: dict[str, dict[str, Any]] = {
     "rank": {"rank": 0},
 }
 """What switches each filter off."""
+FIRST = "first sentences"
 
 
 def main() -> None:
@@ -295,7 +297,7 @@ def variants(threshold: float) -> dict[str, FilterSettings | None]:
     for name, off in SWITCHES.items():
         on = {key: getattr(everything, key) for key in off}
         found[f"only {name}"] = dataclasses.replace(nothing, **on)
-    return {**found, "crops": None, "first sentences": None}
+    return {**found, "crops": None, FIRST: None, f"no filter and {FIRST}": nothing}
 
 
 def middle_cosine(pairs: list[dict[str, Any]], documents: list[Document], embedder: Path) -> float:
@@ -325,15 +327,16 @@ def write_variant(
 
     if path.exists():
         return sum(1 for _ in read_records(path))
+    records: list[Record] = []
     if filters is not None:
         judge = Filter(filters, documents, Embedder.from_pretrained(options.embedder))
-        kept = judge.records(judge.judge(pairs))
-        return write_records(path, (from_mapping(pair["record"], "pair") for pair in kept))
-
-    def record(document: Document) -> Record:
-        return Record(opening(document.text), (document.text,), "retrieval", name, language=document.language)
-
-    return write_records(path, map(record, documents))
+        records += [from_mapping(pair["record"], "pair") for pair in judge.records(judge.judge(pairs))]
+    if filters is None or name.endswith(FIRST):
+        records += [
+            Record(opening(document.text), (document.text,), "retrieval", name, language=document.language)
+            for document in documents
+        ]
+    return write_records(path, records)
 
 
 def train_embedder(records: Path, name: str, seed: int, options: argparse.Namespace, out: Path) -> Path:

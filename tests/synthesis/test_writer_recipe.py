@@ -24,6 +24,7 @@ RECIPE = RECIPES / "synthesis"
 NANO = RECIPES.parent / "qwen3_embedding" / "assets" / "nano-embedding"
 NOUNS = ("river", "engine", "garden", "market", "letter", "window", "bridge", "planet")
 PLACES = ("Oslo", "Quito", "Lagos", "Busan", "Perth", "Turin")
+VARIANTS = ("all filters", "no filter", "only talk", "crops", "no filter and first sentences")
 ELSEWHERE = ("Paris", "Milan", "Delhi")
 
 
@@ -54,18 +55,19 @@ def made(tmp_path_factory: pytest.TempPathFactory, embedder_folder: Path) -> tup
     run = load("run")
     words = f"--data {folder / 'data'} --corpus toy --embedder {embedder_folder} --out {folder / 'out'} --documents 24"
     words += " --writer-steps 60 --steps 3 --queries-each 2"
-    options = run.parse([*words.split(), "--variants", "all filters", "no filter", "only talk", "crops"])
+    options = run.parse([*words.split(), "--variants", *VARIANTS])
     run.make_writer(options)
     return options, run.run_corpus(options), run
 
 
 def test_every_variant_is_measured(made: tuple[Any, dict[str, Any], ModuleType]) -> None:
     _, report, _ = made
-    assert [row["variant"] for row in report["rows"]] == ["untrained", "all filters", "no filter", "only talk", "crops"]
+    assert [row["variant"] for row in report["rows"]] == ["untrained", *VARIANTS]
     by_name = {row["variant"]: row for row in report["rows"]}
     assert by_name["untrained"]["gain"] == 0
     assert 0 < by_name["all filters"]["pairs"] <= by_name["only talk"]["pairs"] <= by_name["no filter"]["pairs"] <= 48
     assert by_name["crops"]["pairs"] == report["documents_written_for"] == 24
+    assert by_name[VARIANTS[-1]]["pairs"] == by_name["no filter"]["pairs"] + 24
     for row in report["rows"]:
         assert 0 <= row["ndcg@10"] <= 100
         assert row["interval"][0] <= row["gain"] <= row["interval"][1]
@@ -236,7 +238,7 @@ def test_of_an_embedder_that_sums_words_only_the_words_are_trained(tmp_path: Pat
 def test_every_filter_has_its_variants() -> None:
     run = load("run")
     found = run.variants(0.5)
-    assert len(found) == 2 + 2 * len(run.SWITCHES) + 2
+    assert len(found) == 2 + 2 * len(run.SWITCHES) + 3
     assert found["no filter"].needs_encoder is False
     assert found["without rank"].cosine == 0.5
     assert (found["only copy"].copy, found["only copy"].talk) == (0.8, False)
