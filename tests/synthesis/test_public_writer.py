@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from qwen3_embedding.data import Record, write_records
-from qwen3_embedding.errors import DataError
+from qwen3_embedding.errors import CheckpointError, DataError
 from qwen3_embedding.inference.generator import Sampling
 from qwen3_embedding.synthesis.ledger import read_pairs
 from tests.support.recipes import RECIPES, load_recipe
@@ -195,3 +195,12 @@ def test_a_qwen3_learns_in_this_packages_own_trainer(
     assert (writer / "adapter" / "adapter_config.json").exists()
     with run.serving(writer) as url:
         assert url.startswith("http://127.0.0.1:")
+
+
+def test_a_conversion_from_gguf_overwrites_nothing(tmp_path: Path) -> None:
+    convert = load_recipe("synthesis/from_gguf").convert
+    with pytest.raises(CheckpointError, match="no such file; wanted a GGUF file"):
+        convert(tmp_path / "none.gguf", tmp_path / "out")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    with pytest.raises(CheckpointError, match="is there already"):
+        convert(tmp_path / "a.gguf", tmp_path)
