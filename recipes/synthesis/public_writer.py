@@ -7,6 +7,7 @@ passage of whole sentences and a separator; what it writes ends with its own end
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -151,9 +152,12 @@ class PublicObjective:
         return {}
 
     def export(self, folder: Path) -> None:
-        """Write the model with its adapters merged, and its tokenizer."""
+        """Write the model with its adapters merged, its tokenizer and its licence."""
         self.model.merge_and_unload().save_pretrained(folder)
         self.tokens.hf.save_pretrained(folder)
+        for name in ("LICENSE", "NOTICE"):
+            if (self.settings.model / name).is_file():
+                shutil.copyfile(self.settings.model / name, folder / name)
 
 
 def _padded(examples: Sequence[tuple[list[int], list[int]]], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
