@@ -50,6 +50,8 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 """What switches each filter off."""
 FIRST = "first sentences"
+BASELINES = ("crops", FIRST)
+"""What needs no language model."""
 
 
 def main() -> None:
@@ -208,7 +210,8 @@ def run_corpus(options: argparse.Namespace) -> dict[str, Any]:
     documents = list(synthesis.documents())
     pairs = list(read_pairs(synthesis.recipe.ledger))
     before = measure(options.embedder, collection, info.instruction)
-    rows = [{"variant": "untrained", "pairs": 0, **compared(before, [before])}]
+    rows: list[dict[str, Any]] = [{"variant": "untrained", "pairs": 0, **compared(before, [before])}]
+    measured: dict[str, list[dict[str, float]]] = {}
     threshold = middle_cosine(pairs, documents, options.embedder)
     for name, filters in variants(threshold).items():
         if options.variants and name not in options.variants:
@@ -219,8 +222,16 @@ def run_corpus(options: argparse.Namespace) -> dict[str, Any]:
             measure(train_embedder(records, name, seed, options, out), collection, info.instruction)
             for seed in range(options.seed, options.seed + options.seeds)
         ]
+        measured[name] = after
         rows.append({"variant": name, "pairs": count, **compared(before, after)})
-        print(row_line(rows[-1]), file=sys.stderr, flush=True)
+        print(row_line(rows[-1], ()), file=sys.stderr, flush=True)
+    for row in rows:
+        if row["variant"] in measured and row["variant"] not in BASELINES:
+            row["over"] = {
+                base: compared(mean_run(measured[base]), measured[row["variant"]])
+                for base in BASELINES
+                if base in measured
+            }
     return {
         "corpus": options.corpus,
         "documents": len(collection.documents),
@@ -297,7 +308,7 @@ def variants(threshold: float) -> dict[str, FilterSettings | None]:
     for name, off in SWITCHES.items():
         on = {key: getattr(everything, key) for key in off}
         found[f"only {name}"] = dataclasses.replace(nothing, **on)
-    return {**found, "crops": None, FIRST: None, f"no filter and {FIRST}": nothing}
+    return {**found, **dict.fromkeys(BASELINES), f"no filter and {FIRST}": nothing}
 
 
 def middle_cosine(pairs: list[dict[str, Any]], documents: list[Document], embedder: Path) -> float:
@@ -421,16 +432,26 @@ def compared(before: Mapping[str, float], after: Sequence[Mapping[str, float]]) 
     }
 
 
+def mean_run(runs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Query → mean over the seeds."""
+    return {query: float(np.mean([run[query] for run in runs])) for query in runs[0]}
+
+
 def samples(pairs: Iterable[dict[str, Any]], count: int = 8) -> list[dict[str, str]]:
     """Some pairs to look at."""
     shown = sorted(pairs, key=lambda pair: str(pair["provenance"]["unit"]))[:count]
     return [{"query": p["record"]["query"], "document": p["record"]["positives"][0][:200]} for p in shown]
 
 
-def row_line(row: Mapping[str, Any]) -> str:
-    """A row of the table."""
-    low, high = row["interval"]
-    return f"| {row['variant']} | {row['pairs']:,} | {row['ndcg@10']} | {row['gain']:+} ({low:+} to {high:+}) |"
+def row_line(row: Mapping[str, Any], baselines: Sequence[str]) -> str:
+    """A row of the table: gain over the untrained embedder, and over each baseline."""
+    gains = [row, *(row.get("over", {}).get(base) for base in baselines)]
+    return f"| {row['variant']} | {row['pairs']:,} | {row['ndcg@10']} | {' | '.join(map(gain_cell, gains))} |"
+
+
+def gain_cell(gain: Mapping[str, Any] | None) -> str:
+    """``+1.2 (+0.3 to +2.0)``; empty where nothing was compared."""
+    return "" if gain is None else f"{gain['gain']:+} ({gain['interval'][0]:+} to {gain['interval'][1]:+})"
 
 
 def print_report(report: dict[str, Any], options: argparse.Namespace) -> None:
@@ -442,8 +463,10 @@ def print_report(report: dict[str, Any], options: argparse.Namespace) -> None:
         f"{report['documents_written_for']:,} were written for; {options.steps} steps of "
         f"{options.batch_size} pairs; BM25 {100 * (report['bm25'] or 0):.1f}"
     )
-    head = [about, "", "| trained on | pairs | nDCG@10 | gain (95 % interval) |", "|---|---|---|---|"]
-    lines = [*head, *(row_line(row) for row in report["rows"]), "", "Samples:"]
+    baselines = [row["variant"] for row in report["rows"] if row["variant"] in BASELINES]
+    columns = ["trained on", "pairs", "nDCG@10", "gain (95 % interval)", *(f"over {base}" for base in baselines)]
+    head = [about, "", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    lines = [*head, *(row_line(row, baselines) for row in report["rows"]), "", "Samples:"]
     lines += [f"- {sample['query']}  ←  {sample['document']}" for sample in report["samples"]]
     text = "\n".join(lines) + "\n"
     settings = {key: str(value) if isinstance(value, Path) else value for key, value in vars(options).items()}

@@ -68,7 +68,11 @@ def test_every_variant_is_measured(made: tuple[Any, dict[str, Any], ModuleType])
     assert 0 < by_name["all filters"]["pairs"] <= by_name["only talk"]["pairs"] <= by_name["no filter"]["pairs"] <= 48
     assert by_name["crops"]["pairs"] == report["documents_written_for"] == 24
     assert by_name[VARIANTS[-1]]["pairs"] == by_name["no filter"]["pairs"] + 24
+    assert [name for name, row in by_name.items() if "over" in row] == [n for n in VARIANTS if n != "crops"]
     for row in report["rows"]:
+        if over := row.get("over"):
+            assert list(over) == ["crops"]
+            assert over["crops"]["gain"] == pytest.approx(row["gain"] - by_name["crops"]["gain"], abs=0.02)
         assert 0 <= row["ndcg@10"] <= 100
         assert row["interval"][0] <= row["gain"] <= row["interval"][1]
 
@@ -95,7 +99,11 @@ def test_again_does_nothing_anew(made: tuple[Any, dict[str, Any], ModuleType], c
     with pytest.raises(ConfigError, match=r"was begun with lessons = None and now it is \['nq_qed_en\.jsonl\.xz'\]"):
         run.make_writer(argparse.Namespace(**{**vars(options), "lessons": ["nq_qed_en.jsonl.xz"]}))
     run.print_report(report, options)
-    assert "| all filters |" in (options.out / "toy" / "report.md").read_text()
+    text = (options.out / "toy" / "report.md").read_text()
+    assert "| gain (95 % interval) | over crops |" in text
+    (crops, pairs) = (next(line for line in text.splitlines() if line.startswith(f"| {n} |")) for n in VARIANTS[3:1:-1])
+    assert crops.endswith("|  |")
+    assert pairs.count(" to ") == 2
     assert "Samples:" in capsys.readouterr().out
 
 
