@@ -25,9 +25,11 @@ from qwen3_embedding.corpus.manifest import read_manifest
 from qwen3_embedding.corpus.progress import ProgressLine, summary
 from qwen3_embedding.data.files import read_records
 from qwen3_embedding.retrieval.explain import explanation
+from qwen3_embedding.retrieval.fusion import Fusion
 from qwen3_embedding.retrieval.manifest import IndexSettings
 from qwen3_embedding.retrieval.search import Plan, SearchResults
 
+SCORES = Fusion(method="score")
 INSTRUCTION = "Given a title, retrieve the passage or abstract that it belongs to"
 
 
@@ -68,6 +70,10 @@ def main() -> None:
         "text": Plan(mode="text", rerank=False),
         "hybrid": Plan(mode="hybrid", instruction=INSTRUCTION, rerank=False),
         "hybrid, reranked in 1 s": Plan(mode="hybrid", instruction=INSTRUCTION, budget_ms=1000),
+        "by scores": Plan(mode="hybrid", instruction=INSTRUCTION, fusion=SCORES, rerank=False),
+        "by scores, share of 0.3": Plan(
+            mode="hybrid", instruction=INSTRUCTION, fusion=SCORES, candidates=20, rerank_weight=0.3
+        ),
     }
     quality = {name: measure(index, queries, plan) for name, plan in modes.items()}
     for name, found in quality.items():

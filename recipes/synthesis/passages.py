@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Protocol
 from qwen3_embedding.data import Record
 
 _SENTENCE = re.compile(r".+?(?:[。！？!?\n]+[」』）)]*|\.(?=\s)|$)\s*", re.DOTALL)
+_WORD = re.compile(r"\w+")
 _AT_ONCE = 2048
 
 
@@ -80,6 +82,27 @@ def lessons(
         for record, its in zip(batch, found, strict=True):
             if its:
                 yield dataclasses.replace(record, positives=(about(record.query, its),), negatives=())
+
+
+def respelt(query: str, document: str) -> str:
+    """A query without a capital letter in the document's spelling, its first letter a capital; any other as it is.
+
+    Natural Questions are all in lower case, and so is what a writer learns from them; for an embedder of few pieces of
+    words "newton" and "Newton" are strangers.
+    """
+    if not query.islower():
+        return query
+    spelt = {word: Counter[str]() for word in _WORD.findall(query)}
+    for word in _WORD.findall(document):
+        if (folded := word.lower()) in spelt:
+            spelt[folded][word] += 1
+
+    def as_there(found: re.Match[str]) -> str:
+        forms = spelt[found.group()]
+        return found.group() if not forms or found.group() in forms else forms.most_common(1)[0][0]
+
+    written = _WORD.sub(as_there, query)
+    return written[:1].upper() + written[1:]
 
 
 def _pairs(text: str) -> set[str]:

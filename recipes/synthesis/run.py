@@ -6,6 +6,7 @@
 2. writer: it learns to write the query behind a passage, from labelled pairs of other corpora in the corpus' language:
    no pair whose document is in the corpus. --lessons names others: titles and abstracts teach it to write titles.
 3. pairs: a server with the writer in another process; ``synthesize`` asks it about a sample of the corpus' documents.
+   What a writer of lower-case lessons asks takes its document's spelling.
 4. variants: the pairs with all filters, with none, with each one left out and with each one alone; two baselines
    without a language model: crops of the documents (inverse cloze) and their first sentences, as queries; and the
    pairs together with the first sentences.
@@ -336,12 +337,16 @@ def write_variant(
     from qwen3_embedding.synthesis.document import opening
     from qwen3_embedding.synthesis.filter import Filter
 
+    sys.path.insert(0, str(HERE))
+    from passages import respelt
+
     if path.exists():
         return sum(1 for _ in read_records(path))
     records: list[Record] = []
     if filters is not None:
         judge = Filter(filters, documents, Embedder.from_pretrained(options.embedder))
-        records += [from_mapping(pair["record"], "pair") for pair in judge.records(judge.judge(pairs))]
+        kept = (from_mapping(pair["record"], "pair") for pair in judge.records(judge.judge(pairs)))
+        records += [dataclasses.replace(r, query=respelt(r.query, r.positives[0])) for r in kept]
     if filters is None or name.endswith(FIRST):
         records += [
             Record(opening(document.text), (document.text,), "retrieval", name, language=document.language)

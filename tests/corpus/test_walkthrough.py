@@ -32,7 +32,8 @@ def test_walkthrough(tmp_path: Path) -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert (found["documents"], found["computed"]) == (300, 300)
     assert found["first_pass_recall_at_10"] > 0.9
-    assert found["quality"].keys() == {"dense", "text", "hybrid", "hybrid, reranked in 1 s"}
+    modes = {"dense", "text", "hybrid", "hybrid, reranked in 1 s", "by scores", "by scores, share of 0.3"}
+    assert found["quality"].keys() == modes
     assert found["quality"]["text"]["recall_at_10"] > 0.5
     assert found["one_search_ms"]["rerank"] > 0
     assert "a graph over vectors" in done.stderr

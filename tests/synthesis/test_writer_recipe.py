@@ -251,3 +251,11 @@ def test_every_filter_has_its_variants() -> None:
     assert found["without rank"].cosine == 0.5
     assert (found["only copy"].copy, found["only copy"].talk) == (0.8, False)
     assert "run" not in sys.modules
+
+
+def test_a_query_in_lower_case_takes_its_documents_spelling() -> None:
+    respelt = load("passages").respelt
+    text = "Newton met Halley in London. The comet of HALLEY, of Halley, is a comet. Comet!"
+    assert respelt("when did newton meet halley's comet in oslo", text) == "When did Newton meet Halley's comet in oslo"
+    for query in ("When did newton write?", "ニュートンとは", ""):
+        assert respelt(query, text) == query
