@@ -21,7 +21,7 @@ import transformers
 from torch import Tensor, nn
 
 from qwen3_embedding.data.files import file_hash, read_records
-from qwen3_embedding.errors import DataError
+from qwen3_embedding.errors import ConfigError, DataError
 from qwen3_embedding.inference.generator import Sampling, Written
 from qwen3_embedding.training.config import LoraSettings, RunSettings, TrainingSettings
 from qwen3_embedding.training.distributed import Ranks
@@ -69,7 +69,12 @@ class PublicObjective:
         )
         with torch.random.fork_rng():
             torch.manual_seed(settings.run.seed)
-            self.model = peft.get_peft_model(plain, adapters).to(device)
+            try:
+                self.model = peft.get_peft_model(plain, adapters).to(device)
+            except ValueError as error:  # another family may call its layers otherwise
+                raise ConfigError(
+                    f"{settings.model}: {error}; name its linear layers in public_writer.toml, [lora] targets"
+                ) from None
         self.sources = [[(r.positives[0], r.query) for r in read_records(s.path)] for s in settings.data.sources]
         if empty := [str(s.path) for s, found in zip(settings.data.sources, self.sources, strict=True) if not found]:
             raise DataError(f"{', '.join(empty)}: no records; wanted pairs of passage and query")

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import torch
 import transformers
 
 from qwen3_embedding.data import Record, write_records
-from qwen3_embedding.errors import CheckpointError, DataError
+from qwen3_embedding.errors import CheckpointError, ConfigError, DataError
 from qwen3_embedding.inference.generator import Sampling
 from qwen3_embedding.synthesis.ledger import read_pairs
+from qwen3_embedding.training.config import LoraSettings, load_settings
 from tests.support.recipes import RECIPES, load_recipe
 
 FOLDER = RECIPES / "synthesis"
@@ -164,6 +166,16 @@ def test_without_temperature_the_likeliest_is_written(made: Path, public: Any) -
         with torch.inference_mode():
             assert int(writer._model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == token
         ids.append(token)
+
+
+def test_layers_of_other_names_are_said(public: Any, tmp_path: Path, data: Path, llama: Path) -> None:
+    made = load_settings(FOLDER / "public_writer.toml")
+    source = replace(made.data.sources[0], path=data / "train" / "nq_qed_en.jsonl.xz")
+    wanted = replace(
+        made, model=llama, data=replace(made.data, sources=(source,)), lora=LoraSettings(targets=("c_attn",))
+    )
+    with pytest.raises(ConfigError, match=r"c_attn.*name its linear layers in public_writer\.toml"):
+        public.PublicObjective(wanted, torch.device("cpu"))
 
 
 def test_only_the_query_is_learnt(public: Any) -> None:
