@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from qwen3_embedding.training.config import SourceSettings, TrainingSettings
 
 HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # the scripts beside this one, also where it is loaded by its path
 ASSETS = HERE.parents[1] / "qwen3_embedding" / "assets"
 SWITCHES: dict[str, dict[str, Any]] = {
     "talk": {"talk": False},
@@ -76,7 +77,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--documents", type=int, default=6000, help="of the corpus, drawn by --seed, are written for")
     parser.add_argument("--queries-each", type=float, default=4.0, help="queries a document")
     parser.add_argument(
-        "--lessons", nargs="+", help="files of train/ that the writer learns from, alike; default writer.toml's"
+        "--lessons", nargs="+", help="files of train/ that the writer learns from, alike; default the recipe's"
     )
     parser.add_argument("--writer-steps", type=int, help="in place of writer.toml's, public_writer.toml's")
     parser.add_argument(
@@ -107,14 +108,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def make_writer(options: argparse.Namespace) -> Path:
     """Stages 1 and 2."""
+    from passages import is_qwen3
+
     from qwen3_embedding.config import check_begun
     from qwen3_embedding.inference.source import resolve
     from qwen3_embedding.model.weights import fingerprint
     from qwen3_embedding.training.config import load_settings
     from qwen3_embedding.training.trainer import make_objective, train
-
-    sys.path.insert(0, str(HERE))
-    from passages import is_qwen3
 
     names = ("writer_steps", "corpus", "lessons", "writer_model")
     facts = {"embedder": fingerprint(options.embedder), **{name: getattr(options, name) for name in names}}
@@ -145,10 +145,10 @@ def make_own_start(lessons: Iterable[Path], options: argparse.Namespace) -> Path
 
     from qwen3_embedding.data import read_records
 
-    start = options.out / "start"
+    start: Path = options.out / "start"
     if not start.exists():
         make_start(options.embedder, start, (record.query for path in lessons for record in read_records(path)))
-    return Path(start)
+    return start
 
 
 def lesson_sources(made: TrainingSettings, options: argparse.Namespace) -> dict[str, SourceSettings]:
@@ -331,14 +331,13 @@ def write_variant(
     path: Path,
 ) -> int:
     """Stage 4: the records of a variant; returns how many there are."""
+    from passages import respelt
+
     from qwen3_embedding import Embedder
     from qwen3_embedding.data import Record, read_records, write_records
     from qwen3_embedding.data.record import from_mapping
     from qwen3_embedding.synthesis.document import opening
     from qwen3_embedding.synthesis.filter import Filter
-
-    sys.path.insert(0, str(HERE))
-    from passages import respelt
 
     if path.exists():
         return sum(1 for _ in read_records(path))
