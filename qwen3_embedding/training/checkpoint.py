@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from qwen3_embedding.errors import CheckpointError
 from qwen3_embedding.training.distributed import Ranks
+from qwen3_embedding.whole import force_to_disk
 
 FOLDER = re.compile(r"step-(\d{8})")
 
@@ -105,6 +106,7 @@ def _save(folder: Path, state: State, trained: Trained) -> None:
         text = json.dumps({"step": state.step, "settings": state.settings}, ensure_ascii=False, indent=2)
         (beside / "state.json").write_text(text + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
+        force_to_disk(*beside.rglob("*"), beside)
         os.rename(beside, folder)
 
 

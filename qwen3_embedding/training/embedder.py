@@ -148,7 +148,6 @@ class EmbedderObjective:
         dropped = (other & (scores > own[:, None] + self.settings.loss.margin)).nonzero()
         return [
             {
-                "step": step,
                 "group": batch.group,
                 "query": self._text(batch.queries[i].tolist()),
                 "own": self._text(batch.positives[i].tolist()),

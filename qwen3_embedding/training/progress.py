@@ -19,7 +19,7 @@ FIGURES = ("loss", "masked_fraction", "saturated_fraction", "tokens_per_second",
 
 
 class Log:
-    """``log.jsonl`` of a run folder: one JSON object a line."""
+    """A file of a run folder with one JSON object a line, each with its ``step``."""
 
     def __init__(self, path: Path, steps_done: int) -> None:
         self.path = path
@@ -40,17 +40,43 @@ class Log:
         write_text(self.path, "".join(kept))
 
     def write(self, entry: dict[str, Any]) -> None:
-        """Add a line."""
+        """Add a line; it is with the system when this returns, so a process that is killed later leaves it."""
         self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self._file.flush()
 
-    def __enter__(self) -> Log:
+    def close(self) -> None:
+        """End the file."""
+        self._file.close()
+
+
+class Logs:
+    """The files of a run folder that get lines as it goes, cut to where a resumed run takes over.
+
+    Lines of a step are written before its checkpoint, so that every step a checkpoint holds has its lines, once.
+    """
+
+    def __init__(self, folder: Path, steps_done: int) -> None:
+        self._folder, self._steps_done = folder, steps_done
+        self.steps = Log(folder / "log.jsonl", steps_done)
+        self._others: dict[str, Log] = {}
+        for path in (folder / "held_out.jsonl", folder / "masked.jsonl"):
+            if path.exists():
+                self._others[path.stem] = Log(path, steps_done)
+
+    def other(self, name: str) -> Log:
+        """``held_out`` or ``masked``, made when the first line comes."""
+        if name not in self._others:
+            self._others[name] = Log(self._folder / f"{name}.jsonl", self._steps_done)
+        return self._others[name]
+
+    def __enter__(self) -> Logs:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        for log in (self.steps, *self._others.values()):
+            log.close()
 
 
 class Writer(Protocol):
@@ -66,11 +92,11 @@ class Writer(Protocol):
 
 
 class TensorBoard:
-    """Event files in ``tensorboard/`` of the run folder."""
+    """Event files in ``tensorboard/`` of the run folder; a resumed run hides the steps that it does again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, steps_done: int) -> None:
         module = require("torch.utils.tensorboard", extra="train")
-        self._writer = module.SummaryWriter(str(folder / "tensorboard"))
+        self._writer = module.SummaryWriter(str(folder / "tensorboard"), purge_step=steps_done + 1)
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Scalars."""

@@ -22,7 +22,7 @@ from qwen3_embedding.training.config import TrainingSettings
 from qwen3_embedding.training.distributed import Ranks, joined
 from qwen3_embedding.training.objective import Objective, StepReport
 from qwen3_embedding.training.optimizer import clip_gradients, make_optimizer, rate_factor, set_rate
-from qwen3_embedding.training.progress import Display, Log, TensorBoard, WeightsAndBiases, Writer
+from qwen3_embedding.training.progress import Display, Logs, TensorBoard, WeightsAndBiases, Writer
 from qwen3_embedding.training.repeatable import fixed_order, seed_step
 from qwen3_embedding.whole import whole_folder
 
@@ -107,6 +107,7 @@ class Run:
             objective.shard()
         self.parameters = {name: p for name, p in objective.parameters.items() if p.requires_grad}
         self.optimizer = make_optimizer(self.parameters.items(), settings.optimizer)
+        self.logs: Logs | None = None
         self.display: Display | None = None
         self.trained = checkpoint.Trained(self.parameters, self.optimizer, ranks, self.sharded)
         self.identity = run_identity(settings, objective.data_hashes)
@@ -118,22 +119,18 @@ class Run:
         steps = self.settings.run.steps
         if self.ranks.first:
             write_run_folder(self.folder, self.settings, self.objective)
-            log = Log(self.folder / "log.jsonl", done)
-            with log, Display(steps, done, show, self._writers()) as self.display:
+            with Logs(self.folder, done) as self.logs, Display(steps, done, show, self._writers(done)) as self.display:
                 for step in range(done, steps):
-                    entry = self._step(step)
-                    if (step + 1) % self.settings.run.log_every == 0 or step + 1 == steps:
-                        log.write(entry)
-                    self.display.update(entry)
+                    self._step(step)
         else:
             for step in range(done, steps):
                 self._step(step)
         self._export()
         return Trained(self.settings.output, self.folder, steps, final_loss(self.folder), time.monotonic() - started)
 
-    def _writers(self) -> list[Writer]:
+    def _writers(self, done: int) -> list[Writer]:
         run = self.settings.run
-        writers: list[Writer] = [TensorBoard(self.folder)] if run.tensorboard else []
+        writers: list[Writer] = [TensorBoard(self.folder, done)] if run.tensorboard else []
         if run.wandb:
             writers.append(WeightsAndBiases(run.wandb, self.folder, to_mapping(self.settings)))
         return writers
@@ -145,8 +142,19 @@ class Run:
             return 0
         return checkpoint.load(found[-1], self.identity, self.trained).step
 
-    def _step(self, step: int) -> dict[str, Any]:
-        """One step: gradients, their sum over the ranks, the update, now and then a checkpoint."""
+    def _step(self, step: int) -> None:
+        """One step, its lines, then its checkpoint, so that a run killed between them does the step again."""
+        self._record(step, self._update(step))
+        if self._due(step, self.settings.run.checkpoint_every):
+            state = checkpoint.State(step + 1, self.identity)
+            checkpoint.save(self.folder, state, self.trained, self.settings.run.keep_checkpoints)
+
+    def _due(self, step: int, every: int) -> bool:
+        """Whether a thing done every so many steps, and behind the last, is to be done."""
+        return (step + 1) % every == 0 or step + 1 == self.settings.run.steps
+
+    def _update(self, step: int) -> dict[str, Any]:
+        """Gradients, their sum over the ranks, new weights."""
         run = self.settings.run
         began = time.monotonic()
         factor = rate_factor(step, run.steps, self.settings.optimizer)
@@ -158,16 +166,20 @@ class Run:
         if not (math.isfinite(report.loss) and math.isfinite(norm)):
             self._stop(step, report, norm)
         self.optimizer.step()
-        seconds = time.monotonic() - began
-        if (step + 1) % run.checkpoint_every == 0 or step + 1 == run.steps:
-            self._save(step + 1)
-        held_out = self.settings.held_out
+        return log_entry(step, report, rate, norm, time.monotonic() - began)
+
+    def _record(self, step: int, entry: dict[str, Any]) -> None:
+        """The step's lines: what it computed, measures on held-out records, samples of the mask."""
+        run, held_out = self.settings.run, self.settings.held_out
+        if self.logs and self._due(step, run.log_every):
+            self.logs.steps.write(entry)
         takes_part = self.ranks.first or self.sharded  # parts of a model compute together
-        if held_out and takes_part and ((step + 1) % held_out.every == 0 or step + 1 == run.steps):
+        if held_out and takes_part and self._due(step, held_out.every):
             self._measure(step)
         if run.masked_samples_every and takes_part and (step + 1) % run.masked_samples_every == 0:
             self._sample_masked(step)
-        return log_entry(step, report, rate, norm, seconds)
+        if self.display:
+            self.display.update(entry)
 
     def _finish_gradients(self) -> float:
         """Sum over the ranks and clip; returns the norm before."""
@@ -179,27 +191,18 @@ class Run:
         self.ranks.sum_gradients(parameters)
         return float(clip_gradients(parameters, limit))
 
-    def _save(self, steps_done: int) -> None:
-        state = checkpoint.State(steps_done, self.identity)
-        checkpoint.save(self.folder, state, self.trained, self.settings.run.keep_checkpoints)
-
     def _measure(self, step: int) -> None:
         measured = self.objective.measure(self.settings.run)
-        if not self.ranks.first:
-            return
-        if self.display is not None:
+        if self.logs and self.display:
             figures = {f"{source}/{metric}": v for source, metrics in measured.items() for metric, v in metrics.items()}
             self.display.write(step + 1, figures)
-        with (self.folder / "held_out.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step + 1, **measured}) + "\n")
+            self.logs.other("held_out").write({"step": step + 1, **measured})
 
     def _sample_masked(self, step: int) -> None:
         samples = self.objective.masked_samples(step, self.settings.run, MASKED_SAMPLES)
-        if not self.ranks.first:
-            return
-        with (self.folder / "masked.jsonl").open("a", encoding="utf-8") as file:
+        if self.logs:
             for sample in samples:
-                file.write(json.dumps(sample, ensure_ascii=False) + "\n")
+                self.logs.other("masked").write({"step": step + 1, **sample})
 
     def _stop(self, step: int, report: StepReport, norm: float) -> None:
         path = self.folder / f"failed-step-{step:08d}.json"

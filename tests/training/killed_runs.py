@@ -14,7 +14,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import peft  # noqa: F401  # before the forks: it takes longer to import than a run to train
 import torch
@@ -37,9 +36,9 @@ def part(settings: TrainingSettings) -> tuple[int, int]:
         torch.set_num_threads(2)
         real = Run._step
 
-        def announced(self: Run, step: int) -> dict[str, Any]:
+        def announced(self: Run, step: int) -> None:
             os.write(write, bytes([step]))
-            return real(self, step)
+            real(self, step)
 
         Run._step = announced  # type: ignore[method-assign]
         train(settings, show=False)

@@ -161,10 +161,10 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     train(alone, show=False)
     real = Run._step
 
-    def stopping(self: Run, step: int) -> dict[str, Any]:
+    def stopping(self: Run, step: int) -> None:
         if step == 5:
             raise KeyboardInterrupt
-        return real(self, step)
+        real(self, step)
 
     with monkeypatch.context() as patched:
         patched.setattr(Run, "_step", stopping)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -264,6 +265,39 @@ def test_figures_go_to_tensorboard(tmp_path: Path, embedder_folder: Path) -> Non
     assert [event.step for event in events.Scalars("loss")] == [1, 2, 3]
     assert [event.value for event in events.Scalars("loss")] == pytest.approx([loss for _, loss in losses(made.folder)])
     assert [event.step for event in events.Scalars("held/mrr@10")] == [3]
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before its checkpoint", "behind its checkpoint"])
+def test_a_step_has_its_lines_once_wherever_the_run_stopped(
+    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch, behind: bool
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    often = {"steps": 5, "checkpoint_every": 2, "masked_samples_every": 1, "tensorboard": True}
+    write_records(tmp_path / "held.jsonl", pair_records()[:8])
+    held_out = HeldOutSettings(sources=(SourceSettings(path=tmp_path / "held.jsonl"),), every=1)
+    made = replace(settings(tmp_path, embedder_folder, loss={"margin": 0.0}, run=often), held_out=held_out)
+    alone, stopped = replace(made, output=tmp_path / "alone"), replace(made, output=tmp_path / "stopped")
+    train(alone, show=False)
+
+    save = checkpoint.save
+
+    def stopping(run_folder: Path, state: checkpoint.State, *rest: Any) -> Path:
+        if behind:
+            save(run_folder, state, *rest)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", stopping)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                train(stopped, show=False)
+    train(stopped, show=False)
+    assert losses(stopped.folder) == losses(alone.folder)
+    for name in ("held_out.jsonl", "masked.jsonl"):
+        assert (stopped.folder / name).read_text() == (alone.folder / name).read_text(), name
+    events = EventAccumulator(str(stopped.folder / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is not None, reason="wandb is installed")
