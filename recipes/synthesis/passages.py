@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -19,7 +20,13 @@ from qwen3_embedding.data import Record
 
 _SENTENCE = re.compile(r".+?(?:[。！？!?\n]+[」』）)]*|\.(?=\s)|$)\s*", re.DOTALL)
 _WORD = re.compile(r"\w+")
+_SIGNATURE = re.compile(r"(?:async )?def \w+ ?\(.*?\) ?(?:->.*?)?:\s*")
+_DOCSTRING = re.compile(r"(\"\"\"|''')\s*(.*?)(?:\n\s*\n|\1|\n\s*[:@])", re.DOTALL)
 _AT_ONCE = 2048
+ANY, OPENING = "any", "opening"
+READS = (ANY, OPENING)
+"""What of a document the writer reads: a passage from anywhere, or its first one (a function says at its beginning what
+it does)."""
 
 
 class Tokens(Protocol):
@@ -65,8 +72,39 @@ def about(query: str, found: Sequence[str]) -> str:
     return max(found, key=lambda passage: len(wanted & _pairs(passage)))
 
 
+def readable(found: Sequence[str], reads: str) -> Sequence[str]:
+    """Of a text's passages those that the writer may read: all of them, or its ``opening`` alone."""
+    return found[:1] if reads == OPENING else found
+
+
+def documented(record: Record, share: float) -> Record:
+    """A pair of description and Python function with the description as its docstring, in a share of the pairs.
+
+    Collections of such pairs (CodeXGLUE) took it out of the function to have a query; functions at large have it.
+    """
+    signature = _SIGNATURE.match(record.positives[0])
+    draw = random.Random(record.positives[0])
+    if signature is None or not record.language.endswith("python") or draw.random() >= share:
+        return record
+    body, described = record.positives[0][signature.end() :], re.sub(r"\s+(?=[.,])", "", record.query.strip())
+    opened, closed = draw.choice((('"""', '"""'), ('""" ', '\n    """'), ('"""\n    ', '\n    """')))
+    text = f"{signature[0].rstrip()}\n    {opened}{described}{closed}\n    {body}"
+    return dataclasses.replace(record, positives=(text,))
+
+
+def docstring(text: str) -> str:
+    """The first paragraph of a Python function's docstring; empty where there is none."""
+    found = _DOCSTRING.search(text)
+    return " ".join(found[2].split()) if found else ""
+
+
+def in_languages(language: str, wanted: Collection[str]) -> bool:
+    """Whether a record is in the languages of a corpus; ``en-python`` is where both are."""
+    return language in wanted or all(part in wanted for part in language.split("-"))
+
+
 def lessons(
-    records: Iterable[Record], tokenizer: Tokens, longest: int, without: Collection[str] = ()
+    records: Iterable[Record], tokenizer: Tokens, longest: int, without: Collection[str] = (), reads: str = ANY
 ) -> Iterator[Record]:
     """Each record with, as its only positive, the passage that its query is about.
 
@@ -75,13 +113,15 @@ def lessons(
         tokenizer: counts.
         longest: tokens of a passage; a longer sentence stands alone, whole.
         without: records with one of these texts are left out.
+        reads: one of :data:`READS`.
     """
     stream = (record for record in records if not any(text in without for text in record.positives))
     while batch := list(islice(stream, _AT_ONCE)):
         found = passages_of([record.positives[0] for record in batch], tokenizer, longest)
         for record, its in zip(batch, found, strict=True):
             if its:
-                yield dataclasses.replace(record, positives=(about(record.query, its),), negatives=())
+                passage = about(record.query, readable(its, reads))
+                yield dataclasses.replace(record, positives=(passage,), negatives=())
 
 
 def respelt(query: str, document: str) -> str:

@@ -7,9 +7,9 @@
    no pair whose document is in the corpus. --lessons names others: titles and abstracts teach it to write titles.
 3. pairs: a server with the writer in another process; ``synthesize`` asks it about a sample of the corpus' documents.
    What a writer of lower-case lessons asks takes its document's spelling.
-4. variants: the pairs with all filters, with none, with each one left out and with each one alone; two baselines
-   without a language model: crops of the documents (inverse cloze) and their first sentences, as queries; and the
-   pairs together with the first sentences.
+4. variants: the pairs with all filters, with none, with each one left out and with each one alone; baselines without
+   a language model: crops of the documents (inverse cloze), their first sentences and, of Python functions, their
+   docstrings, as queries; and the pairs together with the first sentences.
 5. For each variant the embedder is trained anew on these pairs, with the same settings, and measured on the corpus'
    real queries, beside the untrained embedder.  No query or judgement of the corpus is seen before that.
 
@@ -52,8 +52,9 @@ SWITCHES: dict[str, dict[str, Any]] = {
 }
 """What switches each filter off."""
 FIRST = "first sentences"
-BASELINES = ("crops", FIRST)
-"""What needs no language model."""
+DOCSTRINGS = "docstrings"
+BASELINES = ("crops", FIRST, DOCSTRINGS)
+"""What needs no language model; the last one needs a corpus of Python functions."""
 
 
 def main() -> None:
@@ -62,6 +63,8 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(options.threads)
+    if unknown := sorted(set(options.variants or ()) - set(variants(0.5))):
+        raise SystemExit(f"--variants {', '.join(unknown)}: not known; wanted some of {', '.join(variants(0.5))}")
     options.out.mkdir(parents=True, exist_ok=True)
     make_writer(options)
     print_report(run_corpus(options), options)
@@ -78,6 +81,20 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--queries-each", type=float, default=4.0, help="queries a document")
     parser.add_argument(
         "--lessons", nargs="+", help="files of train/ that the writer learns from, alike; default the recipe's"
+    )
+    parser.add_argument(
+        "--reads",
+        choices=("any", "opening"),
+        default="any",
+        help="the passage that the writer reads, in training and in writing: any of the document, or its opening, "
+        "where documents say at their beginning what they are (code)",
+    )
+    parser.add_argument(
+        "--docstrings",
+        type=float,
+        default=0.0,
+        help="share of the lessons that are a description and its Python function whose function has the description "
+        "as docstring, as functions at large have",
     )
     parser.add_argument("--writer-steps", type=int, help="in place of writer.toml's, public_writer.toml's")
     parser.add_argument(
@@ -116,7 +133,7 @@ def make_writer(options: argparse.Namespace) -> Path:
     from qwen3_embedding.training.config import load_settings
     from qwen3_embedding.training.trainer import make_objective, train
 
-    names = ("writer_steps", "corpus", "lessons", "writer_model")
+    names = ("writer_steps", "corpus", "lessons", "writer_model", "reads", "docstrings")
     facts = {"embedder": fingerprint(options.embedder), **{name: getattr(options, name) for name in names}}
     check_begun(options.out / "begun.json", facts)
     writer = options.out / "writer"
@@ -166,7 +183,7 @@ def write_lessons(names: Sequence[str], longest: int, model: Path, options: argp
     Returns:
         Files with pairs, by their names; pairs of all languages where there are none in the corpus'.
     """
-    from passages import Tokens, is_qwen3, lessons
+    from passages import Tokens, documented, in_languages, is_qwen3, lessons
 
     from qwen3_embedding.data import read_records, write_records
     from qwen3_embedding.evaluation.collection import read_collection, read_info
@@ -186,8 +203,12 @@ def write_lessons(names: Sequence[str], longest: int, model: Path, options: argp
         for name, path in found.items():
             if not path.exists() or not path.stat().st_size:
                 records = read_records(options.data / "train" / name)
-                fitting = (record for record in records if not languages or record.language in languages)
-                write_records(path, lessons(fitting, counter, longest, corpus))
+                fitting = (
+                    documented(record, options.docstrings)
+                    for record in records
+                    if not languages or in_languages(record.language, languages)
+                )
+                write_records(path, lessons(fitting, counter, longest, corpus, options.reads))
         found = {name: path for name, path in found.items() if path.stat().st_size}
         if found:
             return found
@@ -214,8 +235,13 @@ def run_corpus(options: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = [{"variant": "untrained", "pairs": 0, **compared(before, [before])}]
     measured: dict[str, list[dict[str, float]]] = {}
     threshold = middle_cosine(pairs, documents, options.embedder)
-    for name, filters in variants(threshold).items():
-        if options.variants and name not in options.variants:
+    ways = variants(threshold)
+    if not documented_code(documents):
+        if DOCSTRINGS in (options.variants or ()):
+            raise SystemExit(f"--variants {DOCSTRINGS}: fewer than half of the documents of {options.corpus} have one")
+        ways.pop(DOCSTRINGS)
+    for name, filters in ways.items():
+        if name not in (options.variants or ways):
             continue
         records = out / "records" / f"{name.replace(' ', '-')}.jsonl"
         count = write_variant(name, filters, pairs, documents, options, records)
@@ -273,16 +299,17 @@ def write_pairs(options: argparse.Namespace, collection: Collection, out: Path) 
     done = out / "pairs.done"
     wanted = f"{planned.count_units()}\n"
     if not done.exists() or done.read_text() != wanted:
-        with serving(options.out / "writer", options.threads) as url:
+        with serving(options.out / "writer", options.threads, options.reads) as url:
             Synthesis(recipe(url), lambda: texts).generate()
         done.write_text(wanted)
     return planned
 
 
 @contextmanager
-def serving(model: Path, threads: int = 1) -> Iterator[str]:
+def serving(model: Path, threads: int = 1, reads: str = "any") -> Iterator[str]:
     """The address of a server with the writer, in a process of its own."""
     command = [sys.executable, str(HERE / "server.py"), "--model", str(model), "--threads", str(threads)]
+    command += ["--reads", reads]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -312,6 +339,13 @@ def variants(threshold: float) -> dict[str, FilterSettings | None]:
     return {**found, **dict.fromkeys(BASELINES), f"no filter and {FIRST}": nothing}
 
 
+def documented_code(documents: Sequence[Document]) -> bool:
+    """Whether most documents are functions with a docstring."""
+    from passages import docstring
+
+    return 2 * sum(bool(docstring(document.text)) for document in documents) > len(documents)
+
+
 def middle_cosine(pairs: list[dict[str, Any]], documents: list[Document], embedder: Path) -> float:
     """The cosine that a fifth of the pairs do not reach: 0.7 is a threshold for another model's cosines."""
     from qwen3_embedding import Embedder
@@ -331,7 +365,7 @@ def write_variant(
     path: Path,
 ) -> int:
     """Stage 4: the records of a variant; returns how many there are."""
-    from passages import respelt
+    from passages import docstring, respelt
 
     from qwen3_embedding import Embedder
     from qwen3_embedding.data import Record, read_records, write_records
@@ -347,10 +381,9 @@ def write_variant(
         kept = (from_mapping(pair["record"], "pair") for pair in judge.records(judge.judge(pairs)))
         records += [dataclasses.replace(r, query=respelt(r.query, r.positives[0])) for r in kept]
     if filters is None or name.endswith(FIRST):
-        records += [
-            Record(opening(document.text), (document.text,), "retrieval", name, language=document.language)
-            for document in documents
-        ]
+        first = docstring if name == DOCSTRINGS else opening
+        asked = ((first(document.text), document) for document in documents)
+        records += [Record(q, (d.text,), "retrieval", name, language=d.language) for q, d in asked if q]
     return write_records(path, records)
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from passages import is_qwen3, passages_of
+from passages import ANY, READS, is_qwen3, passages_of, readable
 
 from qwen3_embedding.inference.generator import BATCH, Generator, Sampling
 from qwen3_embedding.training.config import TrainingSettings, load_settings
@@ -34,7 +34,8 @@ _PASSAGE = re.compile(r"<<< passage (\w+)\n(.*)\n>>> passage \1", re.DOTALL)
 class Writer:
     """Documents to queries, in batches as they come."""
 
-    def __init__(self, folder: Path, sampling: Sampling) -> None:
+    def __init__(self, folder: Path, sampling: Sampling, reads: str = ANY) -> None:
+        self.reads = reads
         learnt: TrainingSettings = load_settings(folder / "training.toml")
         self.generator = generator_of(folder, sampling, learnt.data.max_query_tokens)
         self.most = BATCH if isinstance(self.generator, Generator) else self.generator.batch
@@ -45,7 +46,7 @@ class Writer:
     def prompt(self, document: str, seed: int) -> list[int]:
         """A passage of the document, drawn by the seed, as the model learnt it."""
         (found,) = passages_of([document], self.generator.tokenizer, self.longest)
-        (ids,) = self.generator.tokenizer.token_ids([random.Random(seed).choice(found)])
+        (ids,) = self.generator.tokenizer.token_ids([random.Random(seed).choice(readable(found, self.reads))])
         return [*ids[: self.longest], *self.separator]
 
     async def write(self, document: str, seed: int) -> tuple[str, int, int]:
@@ -135,7 +136,7 @@ def make_app(writer: Writer) -> web.Application:
 async def serve(options: argparse.Namespace) -> None:
     """Until it is stopped."""
     sampling = Sampling(options.max_tokens, options.temperature, options.top_p, options.top_k)
-    runner = web.AppRunner(make_app(Writer(options.model, sampling)), access_log=None)
+    runner = web.AppRunner(make_app(Writer(options.model, sampling, options.reads)), access_log=None)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", options.port)
     await site.start()
@@ -150,6 +151,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a language model trained on queries")
+    parser.add_argument("--reads", choices=READS, default=ANY, help="the passage of a document, as in training")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--top-p", type=float, default=0.9)

@@ -225,6 +225,65 @@ def test_a_lesson_has_the_passage_that_its_query_is_about(embedder_folder: Path)
     assert list(passages.lessons(iter(records), tokenizer, 40, without={text})) == []
 
 
+def test_the_writer_reads_the_opening_alone_where_it_is_told_to(
+    made: tuple[Any, dict[str, Any], ModuleType], embedder_folder: Path
+) -> None:
+    from qwen3_embedding.inference.generator import Sampling
+    from qwen3_embedding.inputs.tokenizer import Tokenizer
+
+    passages, tokenizer = load("passages"), Tokenizer.from_folder(embedder_folder)
+    text = " ".join(passage(noun, "Oslo") for noun in NOUNS)
+    records = [Record(f"who built the {noun}?", (text,), "retrieval", "toy") for noun in NOUNS]
+    (opening,) = {r.positives[0] for r in passages.lessons(iter(records), tokenizer, 40, reads="opening")}
+    assert text.startswith(opening)
+    writer = made[0].out / "writer"
+    told = load("server").Writer(writer, Sampling(), "opening")
+    (found,) = passages.passages_of([text], told.generator.tokenizer, told.longest)
+    (first,) = told.generator.tokenizer.token_ids(found[:1])
+    assert [told.prompt(text, seed) for seed in range(4)] == [[*first[: told.longest], *told.separator]] * 4
+    free = load("server").Writer(writer, Sampling())
+    assert len({tuple(free.prompt(text, seed)) for seed in range(4)}) > 1
+
+
+def test_code_with_a_description_is_in_the_languages_of_a_corpus_of_both() -> None:
+    fits = load("passages").in_languages
+    assert fits("en-python", ["en", "python"])
+    assert fits("en", ["en", "python"])
+    assert fits("zh-Hant", ["zh-Hant"])
+    assert not fits("en-java", ["en", "python"])
+    assert not fits("en-python", ["en"])
+
+
+def test_a_described_function_gets_its_docstring_back() -> None:
+    passages = load("passages")
+    pair = Record("Return the sum .", ("def add ( a , b ) : return a + b",), "retrieval", "toy", language="en-python")
+    made = passages.documented(pair, 1.0)
+    assert made.query == pair.query
+    code = made.positives[0]
+    assert passages.docstring(code) == "Return the sum."
+    assert code.startswith('def add ( a , b ) :\n    """')
+    assert code.endswith("\n    return a + b")
+    assert passages.documented(pair, 0.0) == pair
+    assert passages.documented(Record("x", ("y",), "retrieval", "toy", language="en-python"), 1.0).positives == ("y",)
+    java = Record("x", ("def add ( a ) : 1",), "retrieval", "toy", language="en-java")
+    assert passages.documented(java, 1.0) == java
+    many = [Record(f"q{n}", (f"def f{n} ( ) : pass",), "retrieval", "t", language="en-python") for n in range(400)]
+    assert 0.7 < sum(passages.documented(r, 0.8) != r for r in many) / len(many) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("code", "wanted"),
+    [
+        ('def f():\n    """One line."""\n    return 1', "One line."),
+        ("def f():\n    '''\n    Two\n    lines.\n\n    More.\n    '''", "Two lines."),
+        ('def f(x):\n    """Add.\n    :param x: it\n    """', "Add."),
+        ("def f(): return 1", ""),
+    ],
+)
+def test_a_docstrings_first_paragraph_is_found(code: str, wanted: str) -> None:
+    assert load("passages").docstring(code) == wanted
+
+
 def test_of_an_embedder_that_sums_words_only_the_words_are_trained(tmp_path: Path) -> None:
     from qwen3_embedding.model.weights import load_backbone
 
@@ -246,11 +305,23 @@ def test_of_an_embedder_that_sums_words_only_the_words_are_trained(tmp_path: Pat
 def test_every_filter_has_its_variants() -> None:
     run = load("run")
     found = run.variants(0.5)
-    assert len(found) == 2 + 2 * len(run.SWITCHES) + 3
+    assert len(found) == 2 + 2 * len(run.SWITCHES) + len(run.BASELINES) + 1
     assert found["no filter"].needs_encoder is False
     assert found["without rank"].cosine == 0.5
     assert (found["only copy"].copy, found["only copy"].talk) == (0.8, False)
     assert "run" not in sys.modules
+
+
+def test_variants_that_are_not_there_are_refused(
+    made: tuple[Any, dict[str, Any], ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, _, run = made
+    with pytest.raises(SystemExit, match="docstrings: fewer than half of the documents of toy have one"):
+        run.run_corpus(argparse.Namespace(**{**vars(options), "variants": ["docstrings"]}))
+    monkeypatch.setattr(sys, "argv", ["run.py", "--variants", "crops", "lead", "--out", str(options.out / "x")])
+    with pytest.raises(SystemExit, match="--variants lead: not known; wanted some of all filters, no filter, "):
+        run.main()
+    assert not (options.out / "x").exists()
 
 
 def test_a_query_in_lower_case_takes_its_documents_spelling() -> None:
