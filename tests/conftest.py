@@ -8,10 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.support.checkpoints import make_embedder_folder, make_reranker_folder
+from tests.support.command_line import CommandLine, command_line
 
 if TYPE_CHECKING:
     from qwen3_embedding.inference.embedder import Embedder
     from qwen3_embedding.inference.reranker import Reranker
+
+
+@pytest.fixture
+def q3e(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> CommandLine:
+    return command_line(monkeypatch, capsys)
 
 
 @pytest.fixture(scope="session")

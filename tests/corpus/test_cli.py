@@ -5,59 +5,48 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pytest
 
-from qwen3_embedding.cli import main
 from qwen3_embedding.corpus.encode import Progress
 from qwen3_embedding.corpus.progress import ProgressLine, render
 from tests.corpus.support import content, repeating, write_jsonl
+from tests.support.command_line import CommandLine
 
 
-def _call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["qwen3-embedding", "encode", *arguments])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def test_encode_resume_and_check(
-    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_encode_resume_and_check(tmp_path: Path, embedder_folder: Path, q3e: CommandLine) -> None:
     source = str(write_jsonl(tmp_path / "c.jsonl", repeating(50, 40)))
     out = str(tmp_path / "out")
     common = (source, "--model", str(embedder_folder), "--out", out, "--device", "cpu", "--window-rows", "20")
-    assert _call(monkeypatch, *common, "--dimensions", "32", "--json") == 0
-    printed = capsys.readouterr()
+    printed = q3e("encode", *common, "--dimensions", "32", "--json")
+    assert printed.code == 0
     assert json.loads(printed.out)["rows"] == 50
     assert "rows/s" in printed.err
     assert {vector.shape for vector in content(tmp_path / "out").values()} == {(32,)}
 
-    assert _call(monkeypatch, *common, "--dimensions", "32", "--sink", f"npy:{tmp_path / 'map'}") == 0
-    printed = capsys.readouterr()
+    printed = q3e("encode", *common, "--dimensions", "32", "--sink", f"npy:{tmp_path / 'map'}")
+    assert printed.code == 0
     assert "50 rows in 3 shards" in printed.out
     assert "50 rows sent" in printed.err
     assert np.load(tmp_path / "map" / "vectors.npy").shape == (50, 32)
 
-    assert _call(monkeypatch, *common) == 2
-    assert "encoding.dimensions there is 32, asked for is 64" in capsys.readouterr().err
+    refused = q3e("encode", *common)
+    assert refused.code == 2
+    assert "encoding.dimensions there is 32, asked for is 64" in refused.err
 
-    assert _call(monkeypatch, "--out", out, "--check") == 0
+    assert q3e("encode", "--out", out, "--check").code == 0
     shard = tmp_path / "out" / "shard-000001.parquet"
     shard.write_bytes(b"x" + shard.read_bytes()[1:])
-    assert _call(monkeypatch, "--out", out, "--check") == 1
-    assert "shard-000001.parquet: the checksum is another one" in capsys.readouterr().out
+    checked = q3e("encode", "--out", out, "--check")
+    assert checked.code == 1
+    assert "shard-000001.parquet: the checksum is another one" in checked.out
 
 
-def test_faults_have_exit_codes(
-    tmp_path: Path, embedder_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_faults_have_exit_codes(tmp_path: Path, embedder_folder: Path, q3e: CommandLine) -> None:
     out, model = ("--out", str(tmp_path / "out")), ("--model", str(embedder_folder))
-    assert _call(monkeypatch, *out, *model) == 2
-    assert _call(monkeypatch, str(tmp_path / "none.jsonl"), *out, *model) == 3
-    assert _call(monkeypatch, str(tmp_path), *out, *model, "--chunk-tokens", "5", "--chunk-overlap", "5") == 2
-    assert "overlap=5" in capsys.readouterr().err
+    assert q3e("encode", *out, *model).code == 2
+    assert q3e("encode", str(tmp_path / "none.jsonl"), *out, *model).code == 3
+    refused = q3e("encode", str(tmp_path), *out, *model, "--chunk-tokens", "5", "--chunk-overlap", "5")
+    assert refused.code == 2
+    assert "overlap=5" in refused.err
 
 
 def test_progress_line() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-from qwen3_embedding.cli import main
 from qwen3_embedding.data import Record, read_records, write_records
+from tests.support.command_line import CommandLine
 
 
 @pytest.fixture
@@ -40,23 +39,12 @@ def place(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["qwen3-embedding", "decontaminate", *arguments])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
-
-
-def test_clean_records_and_a_report(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_clean_records_and_a_report(place: Path, q3e: CommandLine) -> None:
     records, tasks, out = (str(place / name) for name in ("records", "tasks", "clean"))
-    assert run(monkeypatch, records, "--against", tasks, "--out", out, "--json") == 0
-    captured = capsys.readouterr()
-    assert "one.jsonl.xz: 3 records, 2 dropped" in captured.err
-    report = json.loads(captured.out)
+    done = q3e("decontaminate", records, "--against", tasks, "--out", out, "--json")
+    assert done.code == 0
+    assert "one.jsonl.xz: 3 records, 2 dropped" in done.err
+    report = json.loads(done.out)
     assert (report["seen"], report["dropped"], report["by_set"]) == (4, 2, {"quiz": 1, "alike": 1})
     kept = list(read_records(place / "clean" / "one.jsonl.xz"))
     assert [record.positives for record in kept] == [("nobody asks for this text",)]
@@ -69,21 +57,22 @@ def test_clean_records_and_a_report(
     ]
 
 
-def test_the_records_themselves_are_not_replaced(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_records_themselves_are_not_replaced(place: Path, q3e: CommandLine) -> None:
     before = (place / "records" / "two.jsonl").read_bytes()
     records = str(place / "records")
-    assert run(monkeypatch, records, "--against", str(place / "tasks"), "--out", records) == 2
-    assert "would be replaced" in capsys.readouterr().err
-    assert run(monkeypatch, records, records, "--against", str(place / "tasks"), "--out", str(place / "x")) == 2
-    assert "two files are called one.jsonl.xz" in capsys.readouterr().err
+    against = ("--against", str(place / "tasks"))
+    done = q3e("decontaminate", records, *against, "--out", records)
+    assert done.code == 2
+    assert "would be replaced" in done.err
+    done = q3e("decontaminate", records, records, *against, "--out", str(place / "x"))
+    assert done.code == 2
+    assert "two files are called one.jsonl.xz" in done.err
     assert (place / "records" / "two.jsonl").read_bytes() == before
 
 
-def test_what_is_no_task_is_refused(
-    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(monkeypatch, str(place / "records"), "--against", str(place / "absent"), "--out", str(place / "x")) == 3
-    assert "no such folder" in capsys.readouterr().err
+def test_what_is_no_task_is_refused(place: Path, q3e: CommandLine) -> None:
+    places = [str(place / name) for name in ("records", "absent", "x")]
+    done = q3e("decontaminate", places[0], "--against", places[1], "--out", places[2])
+    assert done.code == 3
+    assert "no such folder" in done.err
     assert not (place / "x").exists()

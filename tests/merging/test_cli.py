@@ -3,33 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qwen3_embedding.cli import main
 from tests.support.checkpoints import make_embedder_folder
-
-
-class Done:
-    """Exit code and output of one call of the command line."""
-
-    def __init__(self, code: object, out: str, err: str) -> None:
-        self.returncode, self.stdout, self.stderr = code, out, err
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def call(*arguments: str, cwd: Path) -> Done:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["qwen3-embedding", "merge", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(ended.value.code, *capsys.readouterr())
-
-    return call
+from tests.support.command_line import CommandLine
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +21,26 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_summary_goes_to_stdout_and_the_place_to_stderr(workplace: Path, run: Callable[..., Done]) -> None:
-    done = run("recipe.toml", "--json", cwd=workplace)
-    assert done.returncode == 0, done.stderr
-    summary = json.loads(done.stdout)
+def test_summary_goes_to_stdout_and_the_place_to_stderr(workplace: Path, q3e: CommandLine) -> None:
+    done = q3e("merge", "recipe.toml", "--json", cwd=workplace)
+    assert done.code == 0, done.err
+    summary = json.loads(done.out)
     assert summary["sources"] == ["run-0", "run-1"]
     assert summary["largest_angle_degrees"] > 45
-    assert done.stderr == "wrote merged\n"
+    assert done.err == "wrote merged\n"
     assert (workplace / "merged" / "model.safetensors").exists()
 
 
-def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Path, run: Callable[..., Done]) -> None:
+def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Path, q3e: CommandLine) -> None:
     wrong = workplace / "wrong.toml"
     wrong.write_text((workplace / "recipe.toml").read_text().replace("slerp", "slurp"))
-    done = run("wrong.toml", cwd=workplace)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "wanted one of 'linear'" in done.stderr
+    done = q3e("merge", "wrong.toml", cwd=workplace)
+    assert (done.code, done.out) == (2, "")
+    assert "wanted one of 'linear'" in done.err
     wrong.write_text((workplace / "recipe.toml").read_text().replace("run-1", "run-9"))
-    done = run("wrong.toml", cwd=workplace)
-    assert (done.returncode, done.stdout) == (3, "")
-    assert "run-9" in done.stderr
+    done = q3e("merge", "wrong.toml", cwd=workplace)
+    assert (done.code, done.out) == (3, "")
+    assert "run-9" in done.err
 
 
 def write_task(folder: Path) -> None:
@@ -75,17 +54,17 @@ def write_task(folder: Path) -> None:
     (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
 
 
-def test_search_scores_merges_on_held_out_tasks_and_resumes(workplace: Path, run: Callable[..., Done]) -> None:
+def test_search_scores_merges_on_held_out_tasks_and_resumes(workplace: Path, q3e: CommandLine) -> None:
     write_task(workplace / "dev" / "small")
     text = (workplace / "recipe.toml").read_text().replace('"merged"', '"best"')
     search = '[search]\nfolders = ["dev"]\nevaluations = {}\nstrategy = "random"\n'
     (workplace / "search.toml").write_text(text + search.format(3))
-    first = run("search.toml", cwd=workplace)
-    assert first.returncode == 0, first.stderr
+    first = q3e("merge", "search.toml", cwd=workplace)
+    assert first.code == 0, first.err
     (workplace / "search.toml").write_text(text + search.format(4))
-    done = run("search.toml", "--json", cwd=workplace)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stderr.splitlines()) == 3  # one new trial, the best, and where it was written
+    done = q3e("merge", "search.toml", "--json", cwd=workplace)
+    assert done.code == 0, done.err
+    assert len(done.err.splitlines()) == 3  # one new trial, the best, and where it was written
     stored = json.loads((workplace / "best" / "merge-search.json").read_text())
     assert len(stored["trials"]) == 4
     assert stored["best"]["score"] == max(trial["score"] for trial in stored["trials"]) > 0
@@ -99,8 +78,8 @@ def test_search_scores_merges_on_held_out_tasks_and_resumes(workplace: Path, run
     assert again.tasks[0].scores["embedder"]["ndcg@10"] == pytest.approx(stored["best"]["score"])
 
 
-def test_a_search_without_held_out_tasks_is_a_mistake(workplace: Path, run: Callable[..., Done]) -> None:
+def test_a_search_without_held_out_tasks_is_a_mistake(workplace: Path, q3e: CommandLine) -> None:
     (workplace / "wrong.toml").write_text((workplace / "recipe.toml").read_text() + "[search]\nevaluations = 5\n")
-    done = run("wrong.toml", cwd=workplace)
-    assert done.returncode == 2
-    assert "search" in done.stderr
+    done = q3e("merge", "wrong.toml", cwd=workplace)
+    assert done.code == 2
+    assert "search" in done.err

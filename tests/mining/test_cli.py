@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from qwen3_embedding.cli import main
 from qwen3_embedding.data.files import read_records, write_records
 from qwen3_embedding.data.record import Record
+from tests.support.command_line import CommandLine
 
 RECIPE = """
 records = ["train.jsonl"]
@@ -40,25 +38,6 @@ max_score = 1.0
 """
 
 
-class Done:
-    """Exit code and output of one call of the command line."""
-
-    def __init__(self, code: object, out: str, err: str) -> None:
-        self.returncode, self.stdout, self.stderr = code, out, err
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
-    def call(*arguments: str, cwd: Path) -> Done:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["qwen3-embedding", "mine", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return Done(ended.value.code, *capsys.readouterr())
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory, embedder_folder: Path, reranker_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("mine")
@@ -72,10 +51,10 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, embedder_folder: Path, r
     return folder
 
 
-def test_mine_writes_records_and_a_report_and_repeats_from_the_cache(workplace: Path, run: Callable[..., Done]) -> None:
-    done = run("recipe.toml", "--json", cwd=workplace)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+def test_mine_writes_records_and_a_report_and_repeats_from_the_cache(workplace: Path, q3e: CommandLine) -> None:
+    done = q3e("mine", "recipe.toml", "--json", cwd=workplace)
+    assert done.code == 0, done.err
+    report = json.loads(done.out)
     assert report["corpus"] == 34
     assert report["encoded"] == 38
     mined = list(read_records(workplace / "out" / "mined.jsonl.gz"))
@@ -85,14 +64,14 @@ def test_mine_writes_records_and_a_report_and_repeats_from_the_cache(workplace: 
     assert stored["candidates"] == report["candidates"]
     assert stored["recipe"]["mining"]["filter"]["positive_share"] == 0.99
     before = (workplace / "out" / "mined.jsonl.gz").read_bytes()
-    again = run("recipe.toml", cwd=workplace)
-    assert again.returncode == 0, again.stderr
-    assert "0 texts encoded now" in again.stdout
-    assert "0 pairs scored now" in again.stdout
+    again = q3e("mine", "recipe.toml", cwd=workplace)
+    assert again.code == 0, again.err
+    assert "0 texts encoded now" in again.out
+    assert "0 pairs scored now" in again.out
     assert (workplace / "out" / "mined.jsonl.gz").read_bytes() == before
 
 
-def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Path, run: Callable[..., Done]) -> None:
+def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Path, q3e: CommandLine) -> None:
     wrong = workplace / "wrong.toml"
     text = (workplace / "recipe.toml").read_text()
     for change, code, message in (
@@ -103,6 +82,6 @@ def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Pa
         (("docs.jsonl", "train.jsonl"), 3, "no column 'text'"),
     ):
         wrong.write_text(text.replace(*change))
-        done = run("wrong.toml", cwd=workplace)
-        assert (done.returncode, done.stdout) == (code, ""), done.stderr
-        assert message in done.stderr
+        done = q3e("mine", "wrong.toml", cwd=workplace)
+        assert (done.code, done.out) == (code, ""), done.err
+        assert message in done.err

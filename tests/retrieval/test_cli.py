@@ -10,60 +10,50 @@ from pathlib import Path
 import pytest
 
 from qwen3_embedding import Embedder
-from qwen3_embedding.cli import main
 from qwen3_embedding.retrieval.index import SearchIndex
 from qwen3_embedding.retrieval.snapshot import newest
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr("sys.argv", ["qwen3-embedding", *arguments])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+from tests.support.command_line import CommandLine
 
 
 def test_index_check_compact_and_explain(
-    tmp_path: Path,
-    embedder_folder: Path,
-    reranker_folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, embedder_folder: Path, reranker_folder: Path, q3e: CommandLine
 ) -> None:
     source = tmp_path / "c.jsonl"
     source.write_text("".join(json.dumps({"id": f"d{n}", "text": f"Number {n * n} of {n}"}) + "\n" for n in range(300)))
     out = str(tmp_path / "index")
     model = ("--model", str(embedder_folder), "--device", "cpu")
-    assert call(monkeypatch, "index", str(source), "--out", out, *model, "--first-pass", "hnsw-sq", "--quiet") == 0
+    assert q3e("index", str(source), "--out", out, *model, "--first-pass", "hnsw-sq", "--quiet").code == 0
     before = newest(tmp_path / "index")
-    assert call(monkeypatch, "index", "--out", out, "--compact") == 0
+    assert q3e("index", "--out", out, "--compact").code == 0
     assert newest(tmp_path / "index") != before
-    assert call(monkeypatch, "index", "--out", out) == 2, "neither a source nor something to look after"
-    capsys.readouterr()
+    assert q3e("index", "--out", out).code == 2, "neither a source nor something to look after"
 
-    assert call(monkeypatch, "index", "--out", out, "--check", "--sample", "20", "--json") == 0
-    recall = json.loads(capsys.readouterr().out)
+    checked = q3e("index", "--out", out, "--check", "--sample", "20", "--json")
+    assert checked.code == 0
+    recall = json.loads(checked.out)
     assert (recall["queries"], recall["top_k"]) == (20, 10)
     assert recall["recall"] >= 0.95
-    assert call(monkeypatch, "index", "--out", out, "--check", "--sample", "20", "--min-recall", "1.01") == 1
-    assert "recall@10" in capsys.readouterr().out
+    checked = q3e("index", "--out", out, "--check", "--sample", "20", "--min-recall", "1.01")
+    assert checked.code == 1
+    assert "recall@10" in checked.out
 
     search = ("search", out, "Number 16", *model, "--reranker", str(reranker_folder), "--budget-ms", "60000")
-    assert call(monkeypatch, *search, "--explain", "--candidates", "12") == 0
-    told = capsys.readouterr().err
+    done = q3e(*search, "--explain", "--candidates", "12")
+    assert done.code == 0
+    told = done.err
     stages = [line.split()[0] for line in told.splitlines() if " ms" in line]
     assert stages == ["embed", "candidates", "rescore", "fetch", "rerank", "total"]
     assert "a graph over vectors of a byte a dimension, of 300 documents" in told
     assert "12 documents" in told
     assert "budget of 60000 ms" in told
     mixed = ("--explain", "--mode", "hybrid", "--fusion", "score", "--rerank-weight", "0.3", "--candidates", "12")
-    assert call(monkeypatch, *search, *mixed) == 0
-    told = capsys.readouterr().err
-    assert "BM25, fused by scores" in told
-    assert "documents, with a share of 0.3 in their order" in told
-    assert call(monkeypatch, *search, "--json") == 0
-    timing = json.loads(capsys.readouterr().out)["timing"]
+    done = q3e(*search, *mixed)
+    assert done.code == 0
+    assert "BM25, fused by scores" in done.err
+    assert "documents, with a share of 0.3 in their order" in done.err
+    done = q3e(*search, "--json")
+    assert done.code == 0
+    timing = json.loads(done.out)["timing"]
     parts = sum(timing[f"{stage}_s"] for stage in ("embed", "candidates", "rescore", "text", "fetch", "rerank"))
     assert timing["total_s"] == pytest.approx(parts)
     assert timing["reranked"] == 100
