@@ -9,18 +9,13 @@ import pytest
 
 from qwen3_embedding.data import Record, read_records, write_records
 from tests.support.command_line import CommandLine
+from tests.support.tasks import write_task
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    task = tmp_path / "tasks" / "quiz"
-    (task / "qrels").mkdir(parents=True)
-    (task / "corpus.jsonl").write_text(
-        '{"_id": "d1", "text": "Goethe wrote Faust over sixty years"}\n'
-        '{"_id": "d2", "text": "nobody asks for this text"}\n'
-    )
-    (task / "queries.jsonl").write_text('{"_id": "q1", "text": "who wrote Faust?"}\n')
-    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\n")
+    documents = {"d1": "Goethe wrote Faust over sixty years", "d2": "nobody asks for this text"}
+    write_task(tmp_path / "tasks" / "quiz", documents, {"q1": "who wrote Faust?"}, {"q1": "d1"})
     pairs = tmp_path / "tasks" / "alike"
     pairs.mkdir()
     (pairs / "dataset.json").write_text('{"kind": "sts"}')

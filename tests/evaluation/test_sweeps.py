@@ -23,6 +23,7 @@ from qwen3_embedding.evaluation.sweeps import (
 )
 from qwen3_embedding.inference.precision import from_precision, to_precision
 from qwen3_embedding.types import FloatArray, Precision
+from tests.support.tasks import write_task
 
 D = 64
 
@@ -126,13 +127,9 @@ def test_sizes() -> None:
 
 
 def test_command_line(tmp_path: Path, embedder_folder: Path) -> None:
-    place = tmp_path / "task"
-    (place / "qrels").mkdir(parents=True)
-    lines = [json.dumps({"_id": f"d{i}", "text": f"document number {i}"}) for i in range(6)]
-    (place / "corpus.jsonl").write_text("\n".join(lines))
-    queries = [json.dumps({"_id": f"q{i}", "text": f"number {i}"}) for i in range(6)]
-    (place / "queries.jsonl").write_text("\n".join(queries))
-    (place / "qrels" / "test.tsv").write_text("".join(f"q{i}\td{i}\t1\n" for i in range(6)))
+    documents = {f"d{i}": f"document number {i}" for i in range(6)}
+    queries = {f"q{i}": f"number {i}" for i in range(6)}
+    place = write_task(tmp_path / "task", documents, queries, dict(zip(queries, documents, strict=True)))
     run = [str(place), "--embedder", str(embedder_folder), "--json"]
 
     def sweep(*more: str) -> Any:

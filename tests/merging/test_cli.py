@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.checkpoints import make_embedder_folder
 from tests.support.command_line import CommandLine
+from tests.support.tasks import write_task
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +44,11 @@ def test_exit_codes_tell_the_callers_mistake_from_the_worlds_fault(workplace: Pa
     assert "run-9" in done.err
 
 
-def write_task(folder: Path) -> None:
-    texts = ["tides follow the moon", "banks lend money", "leaves turn red", "code has errors", "rivers carry soil"]
-    (folder / "qrels").mkdir(parents=True)
-    lines = [{"_id": f"d{i}", "text": text} for i, text in enumerate(texts)]
-    (folder / "corpus.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    lines = [{"_id": f"q{i}", "text": text.split()[-1]} for i, text in enumerate(texts)]
-    (folder / "queries.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    judged = "".join(f"q{i}\td{i}\t1\n" for i in range(len(texts)))
-    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{judged}")
-
-
 def test_search_scores_merges_on_held_out_tasks_and_resumes(workplace: Path, q3e: CommandLine) -> None:
-    write_task(workplace / "dev" / "small")
+    texts = ["tides follow the moon", "banks lend money", "leaves turn red", "code has errors", "rivers carry soil"]
+    documents = {f"d{n}": text for n, text in enumerate(texts)}
+    queries = {f"q{n}": text.split()[-1] for n, text in enumerate(texts)}
+    write_task(workplace / "dev" / "small", documents, queries, dict(zip(queries, documents, strict=True)))
     text = (workplace / "recipe.toml").read_text().replace('"merged"', '"best"')
     search = '[search]\nfolders = ["dev"]\nevaluations = {}\nstrategy = "random"\n'
     (workplace / "search.toml").write_text(text + search.format(3))

@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from qwen3_embedding.data import Record, write_records
+from tests.support.tasks import write_task
 
 ROOT = Path(__file__).resolve().parents[2]
 TOPICS = (
@@ -17,6 +20,29 @@ TOPICS = (
     "The treaty gave the upstream state the right to divert a third of the river in dry years.",
     "A sourdough starter holds yeasts and lactic acid bacteria that live from flour and water.",
 )
+
+NOUNS = ("river", "engine", "garden", "market", "letter", "window", "bridge", "planet")
+
+
+def write_toy(
+    folder: Path, passage: Callable[[str, str], str], places: Sequence[str], elsewhere: Sequence[str]
+) -> Path:
+    """A data folder for ``recipes/synthesis``: lessons about each noun elsewhere, and the task ``toy``.
+
+    It has a document for each of so many nouns in as many places, and a question for each noun about the first place.
+    """
+    lessons = [
+        Record(f"where is the {noun}", (passage(noun, place),), "retrieval", "lessons", language="en")
+        for noun in NOUNS
+        for place in elsewhere
+    ]
+    for name in ("nq_qed_en", "jaquad_ja", "medquad_en"):
+        write_records(folder / "train" / f"{name}.jsonl.xz", lessons)
+    nouns = NOUNS[: len(places)]
+    documents = {f"d{n}{p}": passage(noun, place) for n, noun in enumerate(nouns) for p, place in enumerate(places)}
+    queries = {f"q{n}": f"when to see the {noun} of {places[0]}?" for n, noun in enumerate(nouns)}
+    write_task(folder / "eval" / "toy", documents, queries, {query: f"d{query[1:]}0" for query in queries})
+    return folder
 
 
 @contextmanager

@@ -16,15 +16,15 @@ import pytest
 import torch
 import transformers
 
-from qwen3_embedding.data import Record, write_records
+from qwen3_embedding.data import write_records
 from qwen3_embedding.errors import CheckpointError, ConfigError, DataError
 from qwen3_embedding.inference.generator import Sampling
 from qwen3_embedding.synthesis.ledger import read_pairs
 from qwen3_embedding.training.config import LoraSettings, load_settings
 from tests.support.recipes import RECIPES, load_recipe
+from tests.synthesis.support import NOUNS, write_toy
 
 FOLDER = RECIPES / "synthesis"
-NOUNS = ("river", "engine", "garden", "market", "letter", "window", "bridge", "planet")
 PLACES = ("Oslo", "Quito", "Lagos", "Busan")
 STEPS = 40
 
@@ -59,18 +59,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory, reranker_folder: Path) -> Pa
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    for name in ("nq_qed_en", "jaquad_ja", "medquad_en"):
-        pairs = [Record(f"where is the {n}", (passage(n, p),), "retrieval", name, language="en")
-                 for n in NOUNS for p in ("Paris", "Milan")]  # fmt: skip
-        write_records(folder / "train" / f"{name}.jsonl.xz", pairs)
-    task = folder / "eval" / "toy"
-    (task / "qrels").mkdir(parents=True)
-    texts = [(f"d{n}{p}", passage(NOUNS[n], PLACES[p])) for n in range(3) for p in range(3)]
-    (task / "corpus.jsonl").write_text("".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in texts))
-    (task / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": "when to see the river of Oslo?"}) + "\n")
-    (task / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq\td00\t1\n")
-    return folder
+    return write_toy(tmp_path_factory.mktemp("data"), passage, PLACES[:3], ("Paris", "Milan"))
 
 
 def recipe_with(tmp_path: Path) -> Path:

@@ -19,10 +19,10 @@ from qwen3_embedding.errors import ConfigError
 from qwen3_embedding.synthesis.ledger import read_pairs
 from qwen3_embedding.training.config import load_settings
 from tests.support.recipes import RECIPES, load_recipe
+from tests.synthesis.support import NOUNS, write_toy
 
 RECIPE = RECIPES / "synthesis"
 NANO = RECIPES.parent / "qwen3_embedding" / "assets" / "nano-embedding"
-NOUNS = ("river", "engine", "garden", "market", "letter", "window", "bridge", "planet")
 PLACES = ("Oslo", "Quito", "Lagos", "Busan", "Perth", "Turin")
 VARIANTS = ("all filters", "no filter", "only talk", "crops", "no filter and first sentences")
 ELSEWHERE = ("Paris", "Milan", "Delhi")
@@ -39,19 +39,7 @@ def passage(noun: str, place: str) -> str:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, embedder_folder: Path) -> tuple[Any, dict[str, Any], ModuleType]:
     folder = tmp_path_factory.mktemp("recipe")
-    for name in ("nq_qed_en", "jaquad_ja", "medquad_en"):
-        pairs = [Record(f"where is the {n}", (passage(n, p),), "retrieval", name, language="en")
-                 for n in NOUNS for p in ELSEWHERE]  # fmt: skip
-        write_records(folder / "data" / "train" / f"{name}.jsonl.xz", pairs)
-    task = folder / "data" / "eval" / "toy"
-    (task / "qrels").mkdir(parents=True)
-    texts = [(f"d{n}{p}", passage(NOUNS[n], PLACES[p])) for n in range(6) for p in range(6)]
-    (task / "corpus.jsonl").write_text("".join(json.dumps({"_id": i, "text": t}) + "\n" for i, t in texts))
-    (task / "queries.jsonl").write_text(
-        "".join(json.dumps({"_id": f"q{n}", "text": f"when to see the {NOUNS[n]} of Oslo?"}) + "\n" for n in range(6))
-    )
-    qrels = "".join(f"q{n}\td{n}0\t1\n" for n in range(6))
-    (task / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{qrels}")
+    write_toy(folder / "data", passage, PLACES, ELSEWHERE)
     run = load("run")
     words = f"--data {folder / 'data'} --corpus toy --embedder {embedder_folder} --out {folder / 'out'} --documents 24"
     words += " --writer-steps 60 --steps 3 --queries-each 2"
