@@ -133,8 +133,10 @@ def make_writer(options: argparse.Namespace) -> Path:
     from qwen3_embedding.training.config import load_settings
     from qwen3_embedding.training.trainer import make_objective, train
 
-    names = ("writer_steps", "corpus", "lessons", "writer_model", "reads", "docstrings")
+    names = ("writer_steps", "corpus", "lessons", "writer_model")
     facts = {"embedder": fingerprint(options.embedder), **{name: getattr(options, name) for name in names}}
+    later = {"reads": "any", "docstrings": 0.0}  # a folder begun without them goes on
+    facts |= {name: getattr(options, name) for name, usual in later.items() if getattr(options, name) != usual}
     check_begun(options.out / "begun.json", facts)
     writer = options.out / "writer"
     model = resolve(options.writer_model) if options.writer_model else None

@@ -86,6 +86,8 @@ def test_again_does_nothing_anew(made: tuple[Any, dict[str, Any], ModuleType], c
         run.run_corpus(argparse.Namespace(**{**vars(options), "steps": 4}))
     with pytest.raises(ConfigError, match=r"was begun with lessons = None and now it is \['nq_qed_en\.jsonl\.xz'\]"):
         run.make_writer(argparse.Namespace(**{**vars(options), "lessons": ["nq_qed_en.jsonl.xz"]}))
+    with pytest.raises(ConfigError, match="was begun with reads = None and now it is 'opening'"):
+        run.make_writer(argparse.Namespace(**{**vars(options), "reads": "opening"}))
     run.print_report(report, options)
     text = (options.out / "toy" / "report.md").read_text()
     assert "| gain (95 % interval) | over crops |" in text
