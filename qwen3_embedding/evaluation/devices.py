@@ -9,9 +9,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import queue
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
@@ -46,8 +47,9 @@ class _Devices(Generic[Model]):
             for device in devices
         ]
         try:
-            facts = [pool.submit(_facts) for pool in self._pools]
-            self.name, self.fingerprint, self._dimensions = next(self._result(one) for one in facts)
+            with self._alive():
+                facts = [pool.submit(_facts) for pool in self._pools]
+                self.name, self.fingerprint, self._dimensions = facts[0].result()
         except BaseException:
             self.close()
             raise
@@ -77,7 +79,7 @@ class _Devices(Generic[Model]):
                     part = left.get_nowait()
                 except queue.Empty:
                     return done
-                done.append((part, self._result(pool.submit(_call, method, arguments(part)))))
+                done.append((part, self._ask(pool, method, arguments(part))))
 
         with ThreadPoolExecutor(len(self._pools)) as threads:
             found = [item for several in threads.map(serve, self._pools) for item in several]
@@ -85,9 +87,15 @@ class _Devices(Generic[Model]):
         order = np.argsort(np.concatenate([part for part, _ in found]), kind="stable")
         return rows[order]
 
-    def _result(self, future: Future[Any]) -> Any:
+    def _ask(self, pool: ProcessPoolExecutor, method: str, arguments: tuple[Any, ...]) -> Any:
+        with self._alive():
+            return pool.submit(_call, method, arguments).result()
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Say what to do where a process ended, whether that is seen before it is asked or while it answers."""
         try:
-            return future.result()
+            yield
         except BrokenProcessPool:
             raise Qwen3EmbeddingError(
                 f"a process on one of {', '.join(self.devices)} ended without a word (killed, or out of memory); "
@@ -131,7 +139,7 @@ class DeviceEncoder(_Devices[Encoder]):
 
     def _embed(self, method: str, texts: Sequence[str], more: tuple[Any, ...]) -> Vectors:
         if not texts:
-            return np.asarray(self._result(self._pools[0].submit(_call, method, ([], *more))))
+            return np.asarray(self._ask(self._pools[0], method, ([], *more)))
         found = self._share_out(method, [len(text) for text in texts], lambda part: ([texts[i] for i in part], *more))
         return np.asarray(found)
 
