@@ -19,12 +19,11 @@ FIGURES = ("loss", "masked_fraction", "saturated_fraction", "tokens_per_second",
 
 
 class Log:
-    """A file of a run folder with one JSON object a line, each with its ``step``."""
+    """A file of a run folder with one JSON object a line, each with its ``step``; there once it has a line."""
 
     def __init__(self, path: Path, steps_done: int) -> None:
         self.path = path
         self._cut(steps_done)
-        self._file = path.open("a", encoding="utf-8")
 
     def _cut(self, steps_done: int) -> None:
         """Drop lines of steps that a resumed run does again, and a torn last line."""
@@ -41,12 +40,8 @@ class Log:
 
     def write(self, entry: dict[str, Any]) -> None:
         """Add a line; it is with the system when this returns, so a process that is killed later leaves it."""
-        self._file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        """End the file."""
-        self._file.close()
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
 class Logs:
@@ -56,27 +51,10 @@ class Logs:
     """
 
     def __init__(self, folder: Path, steps_done: int) -> None:
-        self._folder, self._steps_done = folder, steps_done
-        self.steps = Log(folder / "log.jsonl", steps_done)
-        self._others: dict[str, Log] = {}
-        for path in (folder / "held_out.jsonl", folder / "masked.jsonl"):
-            if path.exists():
-                self._others[path.stem] = Log(path, steps_done)
-
-    def other(self, name: str) -> Log:
-        """``held_out`` or ``masked``, made when the first line comes."""
-        if name not in self._others:
-            self._others[name] = Log(self._folder / f"{name}.jsonl", self._steps_done)
-        return self._others[name]
-
-    def __enter__(self) -> Logs:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for log in (self.steps, *self._others.values()):
-            log.close()
+        self.steps, self.held_out, self.masked = (
+            Log(folder / f"{name}.jsonl", steps_done) for name in ("log", "held_out", "masked")
+        )
+        self.steps.path.touch()
 
 
 class Writer(Protocol):

@@ -119,7 +119,8 @@ class Run:
         steps = self.settings.run.steps
         if self.ranks.first:
             write_run_folder(self.folder, self.settings, self.objective)
-            with Logs(self.folder, done) as self.logs, Display(steps, done, show, self._writers(done)) as self.display:
+            self.logs = Logs(self.folder, done)
+            with Display(steps, done, show, self._writers(done)) as self.display:
                 for step in range(done, steps):
                     self._step(step)
         else:
@@ -196,13 +197,13 @@ class Run:
         if self.logs and self.display:
             figures = {f"{source}/{metric}": v for source, metrics in measured.items() for metric, v in metrics.items()}
             self.display.write(step + 1, figures)
-            self.logs.other("held_out").write({"step": step + 1, **measured})
+            self.logs.held_out.write({"step": step + 1, **measured})
 
     def _sample_masked(self, step: int) -> None:
         samples = self.objective.masked_samples(step, self.settings.run, MASKED_SAMPLES)
         if self.logs:
             for sample in samples:
-                self.logs.other("masked").write({"step": step + 1, **sample})
+                self.logs.masked.write({"step": step + 1, **sample})
 
     def _stop(self, step: int, report: StepReport, norm: float) -> None:
         path = self.folder / f"failed-step-{step:08d}.json"
