@@ -105,8 +105,8 @@ def _save(folder: Path, state: State, trained: Trained) -> None:
     if ranks.first:
         text = json.dumps({"step": state.step, "settings": state.settings}, ensure_ascii=False, indent=2)
         (beside / "state.json").write_text(text + "\n", encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
         force_to_disk(*beside.rglob("*"), beside)
+        shutil.rmtree(folder, ignore_errors=True)
         os.rename(beside, folder)
 
 
