@@ -8,7 +8,7 @@ from torch import Tensor
 # The library of vector functions behind these two picks its code at the first call.  Where two threads make that call
 # together, one of them now and then gets cosines that are off by 1e-4; so one thread makes it, before there is work.
 for _function in (torch.cos, torch.sin):
-    _function(torch.zeros(1))
+    _function(torch.zeros(1, device="cpu"))
 
 
 def rotation(positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
