@@ -63,8 +63,9 @@ def main() -> None:
     import torch
 
     torch.set_num_threads(options.threads)
-    if unknown := sorted(set(options.variants or ()) - set(variants(0.5))):
-        raise SystemExit(f"--variants {', '.join(unknown)}: not known; wanted some of {', '.join(variants(0.5))}")
+    known = variants(0.5)
+    if unknown := sorted(set(options.variants or ()) - set(known)):
+        raise SystemExit(f"--variants {', '.join(unknown)}: not known; wanted some of {', '.join(known)}")
     options.out.mkdir(parents=True, exist_ok=True)
     make_writer(options)
     print_report(run_corpus(options), options)
@@ -72,6 +73,8 @@ def main() -> None:
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
+    from passages import ANY, READS
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder with train/ and eval/")
     parser.add_argument("--corpus", default="xquad-en", help="folder of eval/ in BEIR's layout")
@@ -84,8 +87,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--reads",
-        choices=("any", "opening"),
-        default="any",
+        choices=READS,
+        default=ANY,
         help="the passage that the writer reads, in training and in writing: any of the document, or its opening, "
         "where documents say at their beginning what they are (code)",
     )
@@ -125,7 +128,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def make_writer(options: argparse.Namespace) -> Path:
     """Stages 1 and 2."""
-    from passages import is_qwen3
+    from passages import ANY, is_qwen3
 
     from qwen3_embedding.config import check_begun
     from qwen3_embedding.inference.source import resolve
@@ -135,7 +138,7 @@ def make_writer(options: argparse.Namespace) -> Path:
 
     names = ("writer_steps", "corpus", "lessons", "writer_model")
     facts = {"embedder": fingerprint(options.embedder), **{name: getattr(options, name) for name in names}}
-    later = {"reads": "any", "docstrings": 0.0}  # a folder begun without them goes on
+    later = {"reads": ANY, "docstrings": 0.0}  # a folder begun without them goes on
     facts |= {name: getattr(options, name) for name, usual in later.items() if getattr(options, name) != usual}
     check_begun(options.out / "begun.json", facts)
     writer = options.out / "writer"
