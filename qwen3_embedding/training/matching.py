@@ -32,7 +32,7 @@ from qwen3_embedding.model.backbone import Backbone
 from qwen3_embedding.model.config import BackboneConfig
 from qwen3_embedding.model.layers import MLP, Layer, SelfAttention
 from qwen3_embedding.model.weights import load_backbone
-from qwen3_embedding.training.export import export_embedder
+from qwen3_embedding.training.export import export_reranker
 from qwen3_embedding.training.words import one_token, silence, steady_places, word_vectors
 from qwen3_embedding.whole import whole_folder
 
@@ -137,7 +137,7 @@ def matching_start(settings: MatchingSettings) -> Path:
         backbone.norm.weight.fill_(0.002)
         backbone.norm.weight[dims["answer"]] = 1.0
     with whole_folder(output) as beside:
-        export_embedder(beside, backbone, settings.source, "float32", tokenizer.end_id)
+        export_reranker(beside, backbone, {}, settings.source, "float32", tokenizer.end_id)
     return output
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from transformers import Qwen3Model
 
 from qwen3_embedding import Embedder, Reranker
@@ -206,6 +207,15 @@ def test_finds_fall_with_every_repetition(wide: Path, tmp_path: Path) -> None:
     assert of["found"][document.index(ocean)] == pytest.approx(0, abs=0.02)
     assert of["found_pair"][document.index(repair)] > 0.3, "needs repair stands in both"
     assert of["found_pair"][places[-1]] == pytest.approx(0, abs=0.02), "castle rocket does not"
+
+
+def test_a_matching_start_is_a_rerankers_folder(wide: Path, tmp_path: Path) -> None:
+    start = matching_start(MatchingSettings(source=wide, output=tmp_path / "start"))
+    assert (start / "chat_template.jinja").exists()
+    assert not (start / "modules.json").exists()
+    assert not Tokenizer.from_folder(start).puts_end_token
+    with safe_open(start / "model.safetensors", "pt") as tensors:
+        assert "model.embed_tokens.weight" in tensors.keys()  # noqa: SIM118
 
 
 def test_matching_start_wants_markers(base: Path, tmp_path: Path, embedder_folder: Path) -> None:
