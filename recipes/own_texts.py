@@ -91,6 +91,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--reranker", help="folder, hub id or bundled name: further rows of the report")
     parser.add_argument("--candidates", type=int, default=50, help="documents that the reranker orders")
     parser.add_argument("--rerank-weight", type=float, default=1.0, help="its share in their order")
+    parser.add_argument(
+        "--passage-words",
+        type=int,
+        help="embed each document's passages of so many words, too; the best one has half of the score",
+    )
     parser.add_argument("--max-queries", type=int, help="a fixed random sample of so many questions a collection")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2, help="of torch; part of what makes the files the same")
@@ -212,6 +217,8 @@ def measure(tasks: dict[str, Path], options: argparse.Namespace) -> AblationCard
     if options.reranker:
         notes["reranker"] = f"{options.reranker} orders {options.candidates} documents, with a share of "
         notes["reranker"] += f"{options.rerank_weight:g} in their order"
+    if options.passage_words:
+        notes["passages"] = f"of {options.passage_words} words; the best one has half of an embedder's score"
     return ablation_card(reports, BM25, notes)
 
 
@@ -228,6 +235,7 @@ def rows_of(
         candidates=options.candidates,
         max_queries=options.max_queries,
         rerank_weight=options.rerank_weight,
+        passage_words=options.passage_words,
         fusion=Fusion(method="score"),
     )
     rows: dict[str, Report] = {}

@@ -23,7 +23,7 @@ Log = Callable[[str], None]
 ONLY_BENCHMARK = ("task", "policy")
 ONLY_FOLDERS = (
     "table", "beside", "first_stage", "dense_weight", "fusion", "instruction", "max_queries", "rerank_queries",
-    "rerank_weight", "training", "split", "cache",
+    "rerank_weight", "training", "split", "cache", "passage_words",
 )  # fmt: skip
 """Options that mean nothing to the other way of evaluating."""
 
@@ -78,6 +78,10 @@ def command(
     rerank_weight: Annotated[
         float, typer.Option(help="The reranker's share in the final order, the first stage having the rest.")
     ] = 1.0,
+    passage_words: Annotated[
+        int | None,
+        typer.Option(help="Embed each document's passages of so many words, too; the best one has half of the score."),
+    ] = None,
     training: Annotated[
         list[Path] | None, typer.Option(help="Records the models learnt from: report test texts in them; repeat it.")
     ] = None,
@@ -128,6 +132,7 @@ def command(
             rerank_queries=rerank_queries,
             rerank_weight=rerank_weight,
             split=split,
+            passage_words=passage_words,
         )
         evaluated = evaluate(folders or [], encoder, scorer, settings, out, cache, log, training or [])
         _show(evaluated, out, table, beside or [], as_json)

@@ -148,6 +148,14 @@ class CachedEncoder:
 
         return self._through(texts, f"document\0{size}", size, embed, self.documents)
 
+    def embed_passages(self, texts: Sequence[str], dimensions: int | None = None, progress: bool = False) -> FloatArray:
+        """As :meth:`embed_documents`, and nothing is kept: there are many more of them than documents."""
+        size = _size(self.encoder, dimensions, "float32")
+        started = time.perf_counter()
+        found = self.encoder.embed_documents(texts, dimensions=size, progress=progress)
+        self.documents.seconds += time.perf_counter() - started
+        return unit_vectors(found, len(texts), size, self.name)
+
     def _through(self, texts: Sequence[str], prefix: str, size: int, embed: Embed, watch: Stopwatch) -> FloatArray:
         keys = [_key(self.identity, prefix, text) for text in texts]
         found = self.cache.get(list(dict.fromkeys(keys)))

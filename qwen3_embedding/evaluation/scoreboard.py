@@ -219,6 +219,8 @@ def _measured(board: Board, others: Mapping[str, Board]) -> str:
         + "; instructions are the sets' own.",
         _fused(settings["fusion"]),
     ]
+    if words := settings.get("passage_words"):
+        lines.append(f"Embedder: mean of a document's cosine and that of its best passage of {words} words.")
     if report["reranker"]:
         part = settings.get("rerank_queries")
         share = settings.get("rerank_weight", 1.0)

@@ -36,6 +36,7 @@ from qwen3_embedding.evaluation.statistics import bootstrap_interval
 from qwen3_embedding.retrieval.analysis import analyze
 from qwen3_embedding.retrieval.bm25 import Bm25
 from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first, check_rerank_weight, interpolate
+from qwen3_embedding.retrieval.passages import check_passage_words, split, with_best_passage
 from qwen3_embedding.retrieval.search import top_ranking
 from qwen3_embedding.types import FloatArray
 
@@ -67,8 +68,13 @@ class TaskSettings:
     """The reranker's share in the order of the candidates; the first stage's score has the rest."""
     split: str = "test"
     fusion: Fusion = field(default_factory=Fusion)
+    passage_words: int | None = None
+    """The embedder sees documents by their passages of so many words, too: its score is the mean of the whole's cosine
+    and the best passage's."""
 
     def __post_init__(self) -> None:
+        if self.passage_words is not None:
+            check_passage_words(self.passage_words)
         for name in ("candidates", "depth", "max_queries", "rerank_queries"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -207,6 +213,12 @@ class _Legs:
         self.bm25 = Bm25([analyze(text) for text in texts])
         self.documents_ND: FloatArray | None = None
         self.queries_QD: FloatArray | None = None
+        self.passages_PD: FloatArray | None = None
+        self.first_N = np.empty(0, dtype=np.int64)
+        if encoder is not None and settings.passage_words is not None:
+            parts, self.first_N = split(texts, settings.passage_words)
+            log(f"{info.name}: {len(parts):,} passages")
+            self.passages_PD = encoder.embed_passages(parts, dimensions=settings.dimensions)
         if encoder is not None:
             self.documents_ND = encoder.embed_documents(texts, dimensions=settings.dimensions)
             queries = list(collection.queries.values())
@@ -222,8 +234,15 @@ class _Legs:
 
     def dense(self, documents_ND: FloatArray, queries_QD: FloatArray) -> Rankings:
         """Cosine similarity, query by query as the exact index has it, so that equal scores stay equal."""
+
+        def cosines(vector_D: FloatArray) -> FloatArray:
+            whole_N = np.asarray(documents_ND @ vector_D, dtype=np.float32)
+            if self.passages_PD is None:
+                return whole_N
+            return with_best_passage(whole_N, self.passages_PD @ vector_D, self.first_N)
+
         return {
-            query: self._top(query, np.asarray(documents_ND @ vector_D, dtype=np.float32), -np.inf)
+            query: self._top(query, cosines(vector_D), -np.inf)
             for query, vector_D in zip(self.collection.queries, queries_QD, strict=True)
         }
 

@@ -61,6 +61,14 @@ def analyze(text: str) -> list[str]:
     return tokens or stop_words
 
 
+def word_starts(text: str) -> list[int]:
+    """Where the words of ``text`` begin, stop words among them; two characters of an unspaced script are a word."""
+    starts: list[int] = []
+    for match in _pattern().finditer(text):
+        starts += range(match.start(), match.end(), 2) if match.lastgroup == "unspaced" else [match.start()]
+    return starts
+
+
 @lru_cache(maxsize=65536)
 def stem(word: str) -> str:
     """A light English stem: plural, -ly, -ing, -ed and final -e. Short words and other letters come back unchanged."""

@@ -69,7 +69,8 @@ def test_a_sampled_reranker_says_what_it_was_given(evaluation: Evaluation) -> No
 
 def test_other_models_stand_beside(place: Path, evaluation: Evaluation) -> None:
     evaluate([place / "tasks" / "sts", place / "tasks" / "second"], HashEncoder(name="b", seed=4), None,
-             TaskSettings(), place / "b" / "out")  # fmt: skip
+             TaskSettings(passage_words=4), place / "b" / "out")  # fmt: skip
+    assert "its best passage of 4 words" in to_markdown(Board.read(place / "b" / "out"))
     others = {title: Board.read(path) for title, path in parse_beside([f"Other={place / 'b' / 'out'}"]).items()}
     markdown = to_markdown(Board.read(place / "a" / "out"), others)
     assert cells(markdown, "second")[-1]

@@ -18,8 +18,10 @@ from qwen3_embedding.evaluation.metrics import evaluate_run, spearman
 from qwen3_embedding.evaluation.tasks import TaskScores, TaskSettings, run_task
 from qwen3_embedding.inference.embedder import Embedder
 from qwen3_embedding.retrieval.exact import ExactIndex
+from qwen3_embedding.retrieval.passages import passages
 from tests.evaluation.collections import write_every_kind, write_info, write_retrieval
 from tests.support.hashing import HashEncoder, OverlapScorer
+from tests.support.tasks import write_task
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +56,34 @@ def test_retrieval_columns_are_what_the_exact_index_finds(tasks: Path, cache: Ar
     assert set(found.per_language["bm25"]) == {"de", "en", "zh"}
     assert found.counts == {"documents": 24, "queries": 24}
     assert found.speed["documents_per_s"] is not None
+
+
+def test_documents_are_scored_by_their_passages_too(tmp_path: Path, cache: ArrayCache) -> None:
+    """Against a loop over all passages; BM25 is as it was."""
+    nouns = ("harbour", "glacier", "orchard", "violin", "lantern", "canyon")
+    documents = {
+        noun: " ".join([*nouns[i + 1 :], "a", noun, "stands", "alone", *nouns[:i], "here"]) * (i + 1)
+        for i, noun in enumerate(nouns)
+    }
+    queries = {noun: f"which {noun} stands alone" for noun in nouns}
+    task = write_task(tmp_path / "task", documents, queries, {noun: noun for noun in nouns})
+    plain, found = score(task, cache), score(task, cache, TaskSettings(passage_words=4))
+    encoder = HashEncoder()
+    run: dict[str, dict[str, float]] = {}
+    for query, text in queries.items():
+        (query_D,) = encoder.embed_queries([text])
+        run[query] = {}
+        for one, document in documents.items():
+            parts = passages(document, 4)
+            assert len(parts) > 1
+            whole, *others = (float(v) for v in encoder.embed_documents([document, *parts]) @ query_D)
+            run[query][one] = (whole + max(others)) / 2
+    wanted = evaluate_run(read_collection(task).qrels, run, list(found.scores["embedder"])).mean
+    assert found.scores["embedder"] == pytest.approx(wanted)
+    assert found.scores["embedder"]["ndcg@10"] > plain.scores["embedder"]["ndcg@10"]
+    assert found.scores["bm25"] == plain.scores["bm25"]
+    with pytest.raises(ValueError, match="wanted at least 4"):
+        TaskSettings(passage_words=2)
 
 
 def test_reranker_orders_the_first_candidates_and_leaves_the_rest(tasks: Path, cache: ArrayCache) -> None:
