@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -36,7 +37,7 @@ from qwen3_embedding.evaluation.statistics import bootstrap_interval
 from qwen3_embedding.retrieval.analysis import analyze
 from qwen3_embedding.retrieval.bm25 import Bm25
 from qwen3_embedding.retrieval.fusion import Fusion, Ranking, best_first, check_rerank_weight, interpolate
-from qwen3_embedding.retrieval.passages import check_passage_words, split, with_best_passage
+from qwen3_embedding.retrieval.passages import best_passages, check_passage_words
 from qwen3_embedding.retrieval.search import top_ranking
 from qwen3_embedding.types import FloatArray
 
@@ -213,16 +214,15 @@ class _Legs:
         self.bm25 = Bm25([analyze(text) for text in texts])
         self.documents_ND: FloatArray | None = None
         self.queries_QD: FloatArray | None = None
-        self.passages_PD: FloatArray | None = None
-        self.first_N = np.empty(0, dtype=np.int64)
-        if encoder is not None and settings.passage_words is not None:
-            parts, self.first_N = split(texts, settings.passage_words)
-            log(f"{info.name}: {len(parts):,} passages")
-            self.passages_PD = encoder.embed_passages(parts, dimensions=settings.dimensions)
+        self.passages_NQ: FloatArray | None = None
         if encoder is not None:
             self.documents_ND = encoder.embed_documents(texts, dimensions=settings.dimensions)
             queries = list(collection.queries.values())
             self.queries_QD = encoder.embed_queries(queries, task, dimensions=settings.dimensions)
+            if settings.passage_words is not None:
+                log(f"{info.name}: passages of {settings.passage_words} words")
+                embed = partial(encoder.embed_passages, dimensions=settings.dimensions)
+                self.passages_NQ = best_passages(texts, settings.passage_words, self.queries_QD, embed)
 
     def text(self) -> Rankings:
         """BM25; in reranking tasks every candidate has a place, found or not."""
@@ -234,17 +234,13 @@ class _Legs:
 
     def dense(self, documents_ND: FloatArray, queries_QD: FloatArray) -> Rankings:
         """Cosine similarity, query by query as the exact index has it, so that equal scores stay equal."""
-
-        def cosines(vector_D: FloatArray) -> FloatArray:
-            whole_N = np.asarray(documents_ND @ vector_D, dtype=np.float32)
-            if self.passages_PD is None:
-                return whole_N
-            return with_best_passage(whole_N, self.passages_PD @ vector_D, self.first_N)
-
-        return {
-            query: self._top(query, cosines(vector_D), -np.inf)
-            for query, vector_D in zip(self.collection.queries, queries_QD, strict=True)
-        }
+        rankings: Rankings = {}
+        for number, (query, vector_D) in enumerate(zip(self.collection.queries, queries_QD, strict=True)):
+            scores_N = np.asarray(documents_ND @ vector_D, dtype=np.float32)
+            if self.passages_NQ is not None:
+                scores_N = np.asarray((scores_N + self.passages_NQ[:, number]) / 2, dtype=np.float32)
+            rankings[query] = self._top(query, scores_N, -np.inf)
+        return rankings
 
     def _top(self, query: str, scores_N: FloatArray, above: float) -> Ranking:
         if self.collection.candidates is None:

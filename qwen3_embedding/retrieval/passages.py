@@ -7,15 +7,16 @@ Source: MaxP of Dai and Callan 2019, "Deeper Text Understanding for IR with Cont
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from qwen3_embedding.retrieval.analysis import word_starts
-from qwen3_embedding.types import FloatArray, IntArray
+from qwen3_embedding.types import FloatArray
 
 SHORTEST = 4
 """Words of a passage at least."""
+_AT_ONCE = 20_000
 
 
 def passages(text: str, words: int) -> list[str]:
@@ -46,20 +47,28 @@ def check_passage_words(words: int) -> None:
         raise ValueError(f"passages of {words} words; wanted at least {SHORTEST}")
 
 
-def with_best_passage(whole_N: FloatArray, passages_P: FloatArray, first_N: IntArray) -> FloatArray:
-    """(N,) mean of each document's own cosine and that of its best passage.
+def best_passages(
+    texts: Sequence[str], words: int, queries_QD: FloatArray, embed: Callable[[list[str]], FloatArray]
+) -> FloatArray:
+    """(N, Q) cosine of each text's best passage with each query.
+
+    Passages are embedded some ten thousand at a time and their vectors dropped again: there are many more of them than
+    texts.
 
     Args:
-        whole_N: cosines of the documents.
-        passages_P: cosines of all their passages, document after document, at least one for each.
-        first_N: where each document's passages begin.
+        texts: N texts.
+        words: see :func:`passages`.
+        queries_QD: unit vectors.
+        embed: P passages to (P, D) unit vectors.
     """
-    best_N = np.maximum.reduceat(passages_P, first_N) if len(first_N) else passages_P
-    return np.asarray((whole_N + best_N) / 2, dtype=np.float32)
-
-
-def split(texts: Sequence[str], words: int) -> tuple[list[str], IntArray]:
-    """All passages of the texts, one text's after the other's, and (N,) where each text's begin."""
-    found = [passages(text, words) for text in texts]
-    sizes = np.array([0, *map(len, found)], dtype=np.int64)
-    return [passage for some in found for passage in some], np.cumsum(sizes)[:-1]
+    best_NQ = np.empty((len(texts), len(queries_QD)), dtype=np.float32)
+    done = 0
+    parts: list[str] = []
+    starts: list[int] = []
+    for number, text in enumerate(texts, 1):
+        starts.append(len(parts))
+        parts += passages(text, words)
+        if len(parts) >= _AT_ONCE or number == len(texts):
+            best_NQ[done:number] = np.maximum.reduceat(embed(parts) @ queries_QD.T, starts, axis=0)
+            done, parts, starts = number, [], []
+    return best_NQ

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from qwen3_embedding.retrieval.analysis import word_starts
-from qwen3_embedding.retrieval.passages import passages, split, with_best_passage
+from qwen3_embedding.retrieval.passages import best_passages, passages
+from qwen3_embedding.types import FloatArray
 
 ENGLISH = "One two three four, five six. Seven (eight) nine ten's eleven!"
 CHINESE = "東京都は日本の首都である。人口は多い。"
@@ -48,14 +49,18 @@ def test_short_and_empty_texts_are_their_own_passage() -> None:
         passages("a", 3)
 
 
-def test_the_best_passage_has_half_of_the_score() -> None:
+def test_the_best_passage_of_each_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a loop, in one go and in several."""
     generator = np.random.default_rng(0)
-    texts = ["word " * count for count in (3, 30, 1, 12)]
-    parts, first_N = split(texts, 4)
-    assert len(parts) == sum(len(passages(text, 4)) for text in texts)
-    whole_N, passages_P = generator.normal(size=4).astype(np.float32), generator.normal(size=len(parts))
-    borders = [*first_N.tolist(), len(parts)]
-    wanted = [(whole_N[i] + max(passages_P[borders[i] : borders[i + 1]])) / 2 for i in range(4)]
-    assert with_best_passage(whole_N, passages_P.astype(np.float32), first_N) == pytest.approx(wanted, rel=1e-6)
-    empty = np.empty(0, dtype=np.float32)
-    assert with_best_passage(empty, empty, np.empty(0, dtype=np.int64)).shape == (0,)
+    queries_QD = generator.normal(size=(3, 8)).astype(np.float32)
+    texts = ["word " * count for count in (3, 30, 1, 12, 5)]
+
+    def embed(parts: list[str]) -> FloatArray:
+        rows = [np.random.default_rng(len(part)).normal(size=8) for part in parts]
+        return np.asarray(rows, dtype=np.float32)
+
+    wanted = [(embed(passages(text, 4)) @ queries_QD.T).max(axis=0) for text in texts]
+    for at_once in (10**6, 3, 1):
+        monkeypatch.setattr("qwen3_embedding.retrieval.passages._AT_ONCE", at_once)
+        assert best_passages(texts, 4, queries_QD, embed) == pytest.approx(np.stack(wanted), rel=1e-5)
+    assert best_passages([], 4, queries_QD, embed).shape == (0, 3)
