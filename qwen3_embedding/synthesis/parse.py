@@ -108,9 +108,12 @@ def _repaired(text: str, schema: Mapping[str, Any], truncated: bool) -> Parsed:
 
 
 def _without_wrapping(text: str, repairs: list[str]) -> str:
-    """The text without a model's thinking and without a code fence around all of it."""
+    """The text without a model's thinking and without a code fence around all of it.
+
+    Where the end of thinking stands inside a whole ``{…}``, it is part of what the answer says.
+    """
     body = text.lstrip("\ufeff").strip()
-    if "</think" in body:
+    if "</think" in body and not any(whole and "</think" in segment for segment, whole in _segments(body)):
         body = _THINKING.sub("", body).strip()
         repairs.append("thinking")
     fenced = _FENCE.match(body)

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from qwen3_embedding.synthesis.parse import MAX_CHARACTERS, AnswerError, parse_answer
@@ -32,6 +32,9 @@ def test_strict_json_needs_no_repair() -> None:
         ('{"query": "a b",}', "a b", ["trailing_comma"]),
         ('{"query": "a, b,\n}"\n,\n}', "a, b,\n}", ["line_break_in_string", "trailing_comma"]),
         ('<think>\nmaybe {"query": "no"}?\n</think>\n\n{"query": "a b"}', "a b", ["thinking"]),
+        ('```json\n{"query": "</think>"}\n```', "</think>", ["code_fence"]),
+        ('<think>{"a</think>{"query": "a b"}', "a b", ["thinking"]),
+        ('So: {"query": "what ends <think> {x}? </think>"}', "what ends <think> {x}? </think>", ["surrounding_text"]),
         ('{“query”: “he said "no" twice”}', 'he said "no" twice', ["quotation_marks"]),
         ('\ufeff{"query": "a b"}', "a b", []),
         ('{"Query": "a b"}', "a b", ["key_spelling"]),
@@ -136,6 +139,7 @@ def test_any_text_gives_a_value_or_an_answer_error(text: str) -> None:
 PLAIN = st.text(st.characters(exclude_categories=["C"]), min_size=2, max_size=80).filter(lambda t: len(t.strip()) >= 2)
 
 
+@example("</think>", "```json\n{}\n```")
 @given(PLAIN, st.sampled_from(["{}", "```json\n{}\n```", "So: {}"]))
 @settings(max_examples=300, deadline=None)
 def test_a_valid_answer_survives_its_wrapping(query: str, wrapping: str) -> None:
