@@ -143,17 +143,19 @@ class CachedEncoder:
         size = _size(self.encoder, dimensions, precision)
 
         def embed(missing: list[str]) -> FloatArray:
-            found = self.encoder.embed_documents(missing, dimensions=size, progress=progress)
-            return unit_vectors(found, len(missing), size, self.name)
+            return self._documents(missing, size, progress)
 
         return self._through(texts, f"document\0{size}", size, embed, self.documents)
 
-    def embed_passages(self, texts: Sequence[str], dimensions: int | None = None, progress: bool = False) -> FloatArray:
-        """As :meth:`embed_documents`, and nothing is kept: there are many more of them than documents."""
-        size = _size(self.encoder, dimensions, "float32")
+    def embed_passages(self, texts: Sequence[str], dimensions: int | None = None) -> FloatArray:
+        """(P, dimensions) as :meth:`embed_documents`, and nothing is kept: they are many more than documents."""
         started = time.perf_counter()
-        found = self.encoder.embed_documents(texts, dimensions=size, progress=progress)
+        found = self._documents(texts, _size(self.encoder, dimensions, "float32"))
         self.documents.seconds += time.perf_counter() - started
+        return found
+
+    def _documents(self, texts: Sequence[str], size: int, progress: bool = False) -> FloatArray:
+        found = self.encoder.embed_documents(texts, dimensions=size, progress=progress)
         return unit_vectors(found, len(texts), size, self.name)
 
     def _through(self, texts: Sequence[str], prefix: str, size: int, embed: Embed, watch: Stopwatch) -> FloatArray:

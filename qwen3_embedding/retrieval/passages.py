@@ -16,7 +16,6 @@ from qwen3_embedding.types import FloatArray
 
 SHORTEST = 4
 """Words of a passage at least."""
-_AT_ONCE = 20_000
 
 
 def passages(text: str, words: int) -> list[str]:
@@ -48,18 +47,25 @@ def check_passage_words(words: int) -> None:
 
 
 def best_passages(
-    texts: Sequence[str], words: int, queries_QD: FloatArray, embed: Callable[[list[str]], FloatArray]
+    texts: Sequence[str],
+    words: int,
+    queries_QD: FloatArray,
+    embed: Callable[[list[str]], FloatArray],
+    at_once: int = 20_000,
 ) -> FloatArray:
     """(N, Q) cosine of each text's best passage with each query.
 
-    Passages are embedded some ten thousand at a time and their vectors dropped again: there are many more of them than
-    texts.
+    Their vectors are dropped again as soon as they are compared: there are many more passages than texts.
 
     Args:
         texts: N texts.
         words: see :func:`passages`.
         queries_QD: unit vectors.
         embed: P passages to (P, D) unit vectors.
+        at_once: passages that are embedded together at least, whole texts of them.
+
+    Raises:
+        ValueError: ``words`` is below 4.
     """
     best_NQ = np.empty((len(texts), len(queries_QD)), dtype=np.float32)
     done = 0
@@ -68,7 +74,7 @@ def best_passages(
     for number, text in enumerate(texts, 1):
         starts.append(len(parts))
         parts += passages(text, words)
-        if len(parts) >= _AT_ONCE or number == len(texts):
+        if len(parts) >= at_once or number == len(texts):
             best_NQ[done:number] = np.maximum.reduceat(embed(parts) @ queries_QD.T, starts, axis=0)
             done, parts, starts = number, [], []
     return best_NQ
